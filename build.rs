@@ -1,0 +1,3 @@
+//! Builds what goes into the binary besides its own code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A hypervisor that replays scripted exits.

@@ -1,0 +1,165 @@
+//! A processor's registers as plain data of our own, and what is saved of a processor.
+
+use serde::{Deserialize, Serialize};
+
+use crate::saved::Saved;
+
+/// The general registers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // each is the register of the same name
+pub struct Registers {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+}
+
+/// A segment register with its hidden part. Fields follow the descriptor format of the architecture manuals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The visible part.
+    pub selector: u16,
+    /// Where the segment starts.
+    pub base: u64,
+    /// Its last valid offset, in bytes.
+    pub limit: u32,
+    /// The four type bits.
+    pub kind: u8,
+    /// Set: code or data; clear: system segment.
+    pub code_or_data: bool,
+    /// Descriptor privilege level.
+    pub dpl: u8,
+    /// Whether it may be used at all.
+    pub present: bool,
+    /// Available to system software.
+    pub available: bool,
+    /// 64-bit code.
+    pub long: bool,
+    /// Default operand size is 32 bits.
+    pub default_big: bool,
+    /// Limit counted in pages.
+    pub granularity: bool,
+    /// Marked unusable by the hypervisor.
+    pub unusable: bool,
+}
+
+/// A descriptor table register.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorTable {
+    /// Linear address of the table.
+    pub base: u64,
+    /// Offset of its last byte.
+    pub limit: u16,
+}
+
+/// Segments, descriptor tables and control registers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // each is the register of the same name
+pub struct SpecialRegisters {
+    pub cs: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub ss: Segment,
+    pub tr: Segment,
+    pub ldt: Segment,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cr8: u64,
+    pub efer: u64,
+    pub apic_base: u64,
+    /// Bitmap of the external interrupt that is about to be delivered.
+    pub interrupt_bitmap: [u64; 4],
+}
+
+/// One answer of the `cpuid` instruction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the registers that cpuid fills
+pub struct CpuidEntry {
+    /// EAX at the question.
+    pub function: u32,
+    /// ECX at the question, where it matters.
+    pub index: u32,
+    /// Whether ECX matters.
+    pub index_significant: bool,
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// One model-specific register and its value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Msr {
+    /// Its number, as `rdmsr` takes it in ECX.
+    pub index: u32,
+    /// Its value.
+    pub value: u64,
+}
+
+/// Everything that makes up one vCPU. What the kernel defines as an opaque block stays one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVcpu {
+    /// General registers.
+    pub registers: Registers,
+    /// Segments, descriptor tables, control registers.
+    pub special: SpecialRegisters,
+    /// What `cpuid` answers.
+    pub cpuid: Vec<CpuidEntry>,
+    /// Model-specific registers that this host lists as state.
+    pub msrs: Vec<Msr>,
+    /// `struct kvm_xsave`: x87, SSE, AVX… registers in the processor's own layout.
+    pub xsave: Vec<u8>,
+    /// Extended control registers as (number, value).
+    pub xcrs: Vec<(u32, u64)>,
+    /// DR0–DR3, DR6, DR7.
+    pub debug: [u64; 6],
+    /// `struct kvm_lapic_state`; empty without interrupt controller.
+    pub lapic: Vec<u8>,
+    /// `struct kvm_vcpu_events`: exceptions, interrupts, NMIs and SMIs under way.
+    pub events: Vec<u8>,
+    /// Runnable, waiting for INIT or SIPI, halted…, by the kernel's numbers.
+    pub mp_state: u32,
+    /// Frequency of the time stamp counter, where the host tells.
+    pub tsc_khz: Option<u32>,
+}
+
+impl Saved for SavedVcpu {
+    const NAME: &'static str = "vcpu";
+    const VERSION: u16 = 1;
+}
+
+/// The state of PIC, IOAPIC, PIT and the guest's clock, in the kernel's own structures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedInterrupts {
+    /// `struct kvm_irqchip` of both PICs and the IOAPIC.
+    pub chips: Vec<Vec<u8>>,
+    /// `struct kvm_pit_state2`.
+    pub pit: Vec<u8>,
+    /// The guest's clock in nanoseconds.
+    pub clock: u64,
+}
+
+impl Saved for SavedInterrupts {
+    const NAME: &'static str = "interrupts";
+    const VERSION: u16 = 1;
+}

@@ -1,0 +1,169 @@
+//! The mapping of guest memory in this process.
+
+use std::{fs, io};
+
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+use super::{Error, Layout, Region};
+
+const THP_SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// How the host is to back guest memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Ask for transparent 2 MiB pages.
+    pub hugepages: bool,
+    /// Take 2 MiB pages from the pool that the administrator reserved.
+    pub hugetlb: bool,
+    /// Touch every page now rather than when the guest does.
+    pub prefault: bool,
+}
+
+/// Guest memory mapped into this process.
+#[derive(Debug)]
+pub struct GuestMemory {
+    mapped: GuestMemoryMmap,
+    layout: Layout,
+}
+
+impl GuestMemory {
+    /// Maps all regions of `layout`.
+    pub fn map(layout: Layout, options: Options) -> Result<Self, Error> {
+        if options.hugepages {
+            check_transparent_huge_pages()?;
+        }
+        let regions = layout
+            .regions()
+            .iter()
+            .map(|region| map_region(region, options))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Regions of a layout are in order and apart, which is all that can be wrong here.
+        let mapped = GuestMemoryMmap::from_regions(regions).map_err(|_| Error::Inconsistent)?;
+        Ok(Self { mapped, layout })
+    }
+
+    /// The view through which everything reads and writes guest memory.
+    pub fn mapped(&self) -> &GuestMemoryMmap {
+        &self.mapped
+    }
+
+    /// Where the memory lies in the guest.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Each region with the host address where it is mapped.
+    pub fn host_regions(&self) -> impl Iterator<Item = (Region, *mut u8)> {
+        self.mapped
+            .iter()
+            .map(|region| (Region { start: region.start_addr().0, size: region.len() }, region.as_ptr()))
+    }
+}
+
+fn check_transparent_huge_pages() -> Result<(), Error> {
+    let setting = fs::read_to_string(THP_SWITCH).unwrap_or_else(|error| error.to_string());
+    let setting = setting.trim();
+    if setting.contains("[always]") || setting.contains("[madvise]") {
+        return Ok(());
+    }
+    Err(Error::NoHugePages { path: THP_SWITCH, setting: setting.to_owned() })
+}
+
+fn map_region(region: &Region, options: Options) -> Result<GuestRegionMmap, Error> {
+    let failed = |source| Error::Map { size: region.size, hugetlb: options.hugetlb, source };
+    let size =
+        usize::try_from(region.size).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
+    let mapping = map_anonymous(size, options).map_err(failed)?;
+    if options.hugepages {
+        advise(&mapping, libc::MADV_HUGEPAGE).map_err(failed)?;
+    }
+    if options.prefault {
+        advise(&mapping, libc::MADV_POPULATE_WRITE)
+            .map_err(|source| Error::Prefault { size: region.size, source })?;
+    }
+    GuestRegionMmap::new(mapping, GuestAddress(region.start)).ok_or(Error::Inconsistent)
+}
+
+/// Maps `size` bytes, not reserved. Linux aligns such mappings to 2 MiB by itself from 6.7 on; on older hosts
+/// huge pages back all but the edges.
+fn map_anonymous(size: usize, options: Options) -> io::Result<MmapRegion> {
+    // Pages from the pool are reserved now: a guest that finds the pool empty later would kill this process.
+    let backing = if options.hugetlb { libc::MAP_HUGETLB | libc::MAP_HUGE_2MB } else { libc::MAP_NORESERVE };
+    MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | backing)
+        .build()
+        .map_err(|error| match error {
+            MmapRegionError::Mmap(error) => error,
+            other => io::Error::other(other.to_string()),
+        })
+}
+
+fn advise(mapping: &MmapRegion, advice: i32) -> io::Result<()> {
+    // SAFETY: the range is one whole mapping of ours, and none of the advices used here discards contents.
+    match unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn map(size: u64, options: Options) -> Result<GuestMemory, Error> {
+        GuestMemory::map(Layout::new(size, 48)?, options)
+    }
+
+    /// Resident pages of the mapping, as the kernel counts them.
+    fn resident_pages(memory: &GuestMemory) -> usize {
+        let (region, host) = memory.host_regions().next().unwrap();
+        let mut pages = vec![0_u8; (region.size / super::super::PAGE_SIZE) as usize];
+        // SAFETY: `pages` has one byte for each page of the mapping.
+        let result = unsafe { libc::mincore(host.cast(), region.size as usize, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|page| **page & 1 != 0).count()
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_can_be_mapped_and_used_sparsely() {
+        let memory = map(1 << 40, Options::default()).unwrap();
+        let far = GuestAddress((1 << 40) + 12345);
+        memory.mapped().write_obj(0x1234_5678_u32, far).unwrap();
+        assert_eq!(memory.mapped().read_obj::<u32>(far).unwrap(), 0x1234_5678);
+    }
+
+    #[test]
+    fn memory_costs_nothing_until_it_is_touched() {
+        let memory = map(64 << 20, Options::default()).unwrap();
+        assert_eq!(resident_pages(&memory), 0);
+        memory.mapped().write_obj(1_u8, GuestAddress(0x1000)).unwrap();
+        assert_eq!(resident_pages(&memory), 1);
+    }
+
+    #[test]
+    fn prefaulted_memory_is_there_from_the_start() {
+        let memory = map(4 << 20, Options { prefault: true, ..Options::default() }).unwrap();
+        assert_eq!(resident_pages(&memory), 1024);
+    }
+
+    #[test]
+    fn the_hole_below_four_gib_holds_no_memory() {
+        let memory = map(4 << 30, Options::default()).unwrap();
+        assert!(memory.mapped().write_obj(1_u8, GuestAddress(0xc000_0000)).is_err());
+        assert!(memory.mapped().write_obj(1_u8, GuestAddress(0xffff_ffff)).is_err());
+        assert!(memory.mapped().write_obj(1_u8, GuestAddress(0x1_0000_0000)).is_ok());
+    }
+
+    #[test]
+    fn an_empty_pool_of_huge_pages_is_an_error_that_says_how_to_fill_it() {
+        // A terabyte of reserved huge pages is nowhere available.
+        let error = map(1 << 40, Options { hugetlb: true, ..Options::default() }).unwrap_err();
+        assert!(error.to_string().contains("nr_hugepages"), "{error}");
+    }
+}

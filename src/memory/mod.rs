@@ -1,0 +1,95 @@
+//! Guest memory: its layout in the guest and its mapping in this process.
+//!
+//! Memory is anonymous and not reserved: the host pays for a page when somebody touches it, so a guest may be
+//! given more than the host has. `boot/` writes kernels into it, devices read and write it through
+//! `vm-memory`, `vm/` hands it to the hypervisor. Relies on nothing but `vm-memory`.
+
+mod host;
+mod layout;
+
+use std::io;
+
+pub use host::{GuestMemory, Options};
+pub use layout::{HOLE_END, HOLE_START, Layout, MIN_SIZE, PAGE_SIZE, Region, SavedLayout};
+
+/// Why a guest cannot have the memory that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Too little for any guest.
+    #[error("{} of memory is too little, a machine has at least 1M", human(*.size))]
+    TooSmall {
+        /// What was asked for.
+        size: u64,
+    },
+    /// Not a multiple of the page size.
+    #[error("{size} bytes of memory is not a whole number of 4 KiB pages")]
+    NotWholePages {
+        /// What was asked for.
+        size: u64,
+    },
+    /// More than the guest could address.
+    #[error(
+        "{} of memory is more than a guest can address here: {address_bits}-bit physical addresses allow {}",
+        human(*.size),
+        human(*.most)
+    )]
+    TooLarge {
+        /// What was asked for.
+        size: u64,
+        /// What the address width allows.
+        most: u64,
+        /// The address width.
+        address_bits: u8,
+    },
+    /// The host has no such address space left, or does not overcommit.
+    #[error("cannot map {} of guest memory: {source}{}", human(*.size), map_advice(*.hugetlb, .source))]
+    Map {
+        /// What was to be mapped.
+        size: u64,
+        /// Whether it was to come from the host's reserved huge pages.
+        hugetlb: bool,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The host does not give transparent huge pages.
+    #[error(
+        "huge pages were asked for, but {path} says {setting:?}: write \"madvise\" to it, or leave `hugepages` out"
+    )]
+    NoHugePages {
+        /// The host's switch.
+        path: &'static str,
+        /// What it is set to.
+        setting: String,
+    },
+    /// The memory could not be filled in beforehand.
+    #[error("cannot prefault {} of guest memory: {source}; the host has not enough free memory", human(*.size))]
+    Prefault {
+        /// What was to be prefaulted.
+        size: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A saved layout contradicts itself.
+    #[error("the saved memory layout is not one that a machine can have")]
+    Inconsistent,
+}
+
+fn map_advice(hugetlb: bool, error: &io::Error) -> &'static str {
+    match (hugetlb, error.raw_os_error()) {
+        (true, _) => "; reserve huge pages first (/proc/sys/vm/nr_hugepages, 2 MiB each)",
+        (false, Some(libc::ENOMEM)) => {
+            "; more than this host's address space or its overcommit policy (vm.overcommit_memory) allows"
+        }
+        _ => "",
+    }
+}
+
+/// A size as people write it: exact, with the largest unit that divides it.
+pub fn human(size: u64) -> String {
+    for (shift, unit) in [(60, "E"), (50, "P"), (40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+        if size != 0 && size.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", size >> shift);
+        }
+    }
+    format!("{size}")
+}
