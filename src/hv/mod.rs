@@ -187,9 +187,6 @@ pub trait Vcpu: Send + 'static {
     /// The frequency of the guest's time stamp counter in kHz, where it is known.
     fn tsc_khz(&self) -> Option<u32>;
 
-    /// The guest-physical address behind a linear one, by the guest's own page tables.
-    fn translate(&self, linear: u64) -> Option<u64>;
-
     /// Everything that makes up this processor. `msrs` comes from [`Hypervisor::saved_msrs`].
     ///
     /// Only meaningful after [`Vcpu::run`] returned [`Exit::Interrupted`], or before the first run.

@@ -1,1 +1,296 @@
-//! A hypervisor that replays scripted exits.
+//! A hypervisor without hardware: its processors replay scripted exits and remember what they were answered.
+//!
+//! With it, run loop, bus, devices and the machine's life are tested on hosts without `/dev/kvm`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    CpuidEntry, Direction, Doorbell, Error, Exit, Hypervisor, InternalError, Kick, Mmio, Pio, Registers,
+    Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu, Vm,
+};
+
+/// One thing that a scripted processor does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Writes to a port: one element per `width` bytes.
+    PortWrite {
+        /// The port.
+        port: u16,
+        /// Bytes per element.
+        width: u8,
+        /// All elements.
+        data: Vec<u8>,
+    },
+    /// Reads `length` bytes from a port in elements of `width`; the answer is remembered.
+    PortRead {
+        /// The port.
+        port: u16,
+        /// Bytes per element.
+        width: u8,
+        /// Bytes altogether.
+        length: usize,
+    },
+    /// Writes to an address.
+    MemoryWrite {
+        /// The guest-physical address.
+        address: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Reads from an address; the answer is remembered.
+    MemoryRead {
+        /// The guest-physical address.
+        address: u64,
+        /// How many bytes.
+        length: usize,
+    },
+    /// Runs inside the guest until it is kicked.
+    Spin,
+    /// `hlt` in a machine without interrupt controller.
+    Halt,
+    /// A triple fault.
+    Shutdown,
+    /// The hypervisor gives up.
+    InternalError(InternalError),
+    /// The processor refuses the guest's state.
+    FailedEntry,
+    /// An exit nobody knows.
+    Unexpected(u32),
+    /// The hypervisor's call fails with this error number.
+    Fail(i32),
+}
+
+/// Hands out virtual machines whose processors all follow the same script, then spin.
+#[derive(Debug, Clone, Default)]
+pub struct FakeHypervisor {
+    script: Vec<Step>,
+    log: Arc<Mutex<FakeLog>>,
+}
+
+/// What the fake machine was told.
+#[derive(Debug, Default)]
+pub struct FakeLog {
+    /// Answers to reads, in order.
+    pub answers: Vec<Vec<u8>>,
+    /// Memory regions as (guest address, size).
+    pub memory: Vec<(u64, u64)>,
+    /// Changes of interrupt lines.
+    pub interrupts: Vec<(u32, bool)>,
+    /// What happened before the interrupt controller was created and after it.
+    pub order: Vec<&'static str>,
+}
+
+impl FakeHypervisor {
+    /// Processors of its machines do what `script` says.
+    pub fn new(script: impl Into<Vec<Step>>) -> Self {
+        Self { script: script.into(), log: Arc::default() }
+    }
+
+    /// What machines and processors were told so far.
+    pub fn log(&self) -> MutexGuard<'_, FakeLog> {
+        lock(&self.log)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hypervisor for FakeHypervisor {
+    type Vm = FakeVm;
+
+    fn create_vm(&self) -> Result<FakeVm> {
+        Ok(FakeVm { script: self.script.clone(), log: Arc::clone(&self.log) })
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        Ok(vec![CpuidEntry { function: 0, eax: 1, ..Default::default() }])
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        4
+    }
+
+    fn saved_msrs(&self) -> Result<Vec<u32>> {
+        Ok(vec![])
+    }
+}
+
+/// A virtual machine that only remembers.
+#[derive(Debug)]
+pub struct FakeVm {
+    script: Vec<Step>,
+    log: Arc<Mutex<FakeLog>>,
+}
+
+impl Vm for FakeVm {
+    type Vcpu = FakeVcpu;
+
+    unsafe fn map_memory(&self, _slot: u32, guest: u64, _host: *mut u8, size: u64) -> Result<()> {
+        let mut log = lock(&self.log);
+        log.memory.push((guest, size));
+        log.order.push("memory");
+        Ok(())
+    }
+
+    fn create_interrupt_controller(&self) -> Result<()> {
+        lock(&self.log).order.push("interrupt controller");
+        Ok(())
+    }
+
+    fn create_vcpu(&self, _id: u32) -> Result<FakeVcpu> {
+        lock(&self.log).order.push("vcpu");
+        Ok(FakeVcpu {
+            script: self.script.clone().into(),
+            log: Arc::clone(&self.log),
+            kick: Arc::default(),
+            buffer: Vec::new(),
+            reading: false,
+            state: Mutex::default(),
+        })
+    }
+
+    fn set_interrupt_line(&self, line: u32, high: bool) -> Result<()> {
+        lock(&self.log).interrupts.push((line, high));
+        Ok(())
+    }
+
+    fn register_doorbell(&self, _at: Doorbell, _event: &EventFd) -> Result<()> {
+        Ok(())
+    }
+
+    fn register_interrupt_event(&self, _event: &EventFd, _line: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn save_interrupts(&self) -> Result<SavedInterrupts> {
+        Ok(SavedInterrupts::default())
+    }
+
+    fn restore_interrupts(&self, _saved: &SavedInterrupts) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A processor that follows a script.
+#[derive(Debug)]
+pub struct FakeVcpu {
+    script: VecDeque<Step>,
+    log: Arc<Mutex<FakeLog>>,
+    kick: Arc<FakeKick>,
+    buffer: Vec<u8>,
+    reading: bool,
+    state: Mutex<SavedVcpu>,
+}
+
+#[derive(Debug, Default)]
+struct FakeKick {
+    leave: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Kick for FakeKick {
+    fn set(&self, leave: bool) {
+        *lock(&self.leave) = leave;
+        self.changed.notify_all();
+    }
+}
+
+impl FakeVcpu {
+    fn spin(&self) {
+        let leave = lock(&self.kick.leave);
+        drop(self.kick.changed.wait_while(leave, |leave| !*leave));
+    }
+}
+
+impl Vcpu for FakeVcpu {
+    fn run(&mut self) -> Result<Exit<'_>> {
+        if std::mem::take(&mut self.reading) {
+            lock(&self.log).answers.push(self.buffer.clone());
+        }
+        if *lock(&self.kick.leave) {
+            return Ok(Exit::Interrupted);
+        }
+        let Some(step) = self.script.pop_front() else {
+            self.spin();
+            return Ok(Exit::Interrupted);
+        };
+        match step {
+            Step::PortWrite { port, width, data } => {
+                self.buffer = data;
+                Ok(Exit::Pio(Pio { port, width, direction: Direction::Write, data: &mut self.buffer }))
+            }
+            Step::PortRead { port, width, length } => {
+                self.reading = true;
+                self.buffer = vec![0; length];
+                Ok(Exit::Pio(Pio { port, width, direction: Direction::Read, data: &mut self.buffer }))
+            }
+            Step::MemoryWrite { address, data } => {
+                self.buffer = data;
+                Ok(Exit::Mmio(Mmio { address, direction: Direction::Write, data: &mut self.buffer }))
+            }
+            Step::MemoryRead { address, length } => {
+                self.reading = true;
+                self.buffer = vec![0; length];
+                Ok(Exit::Mmio(Mmio { address, direction: Direction::Read, data: &mut self.buffer }))
+            }
+            Step::Spin => {
+                self.spin();
+                Ok(Exit::Interrupted)
+            }
+            Step::Halt => Ok(Exit::Halt),
+            Step::Shutdown => Ok(Exit::Shutdown),
+            Step::InternalError(error) => Ok(Exit::InternalError(error)),
+            Step::FailedEntry => Ok(Exit::FailedEntry { reason: 0x8000_0021, cpu: 1 }),
+            Step::Unexpected(reason) => Ok(Exit::Unexpected { reason }),
+            Step::Fail(number) => {
+                Err(Error::Call { what: "run the guest", source: io::Error::from_raw_os_error(number) })
+            }
+        }
+    }
+
+    fn kick_handle(&self) -> Result<Arc<dyn Kick>> {
+        let kick: Arc<FakeKick> = Arc::clone(&self.kick);
+        Ok(kick)
+    }
+
+    fn registers(&self) -> Result<Registers> {
+        Ok(lock(&self.state).registers)
+    }
+
+    fn set_registers(&self, registers: &Registers) -> Result<()> {
+        lock(&self.state).registers = *registers;
+        Ok(())
+    }
+
+    fn special_registers(&self) -> Result<SpecialRegisters> {
+        Ok(lock(&self.state).special)
+    }
+
+    fn set_special_registers(&self, registers: &SpecialRegisters) -> Result<()> {
+        lock(&self.state).special = *registers;
+        Ok(())
+    }
+
+    fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
+        lock(&self.state).cpuid = entries.to_vec();
+        Ok(())
+    }
+
+    fn tsc_khz(&self) -> Option<u32> {
+        lock(&self.state).tsc_khz
+    }
+
+    fn save(&self, _msrs: &[u32]) -> Result<SavedVcpu> {
+        Ok(lock(&self.state).clone())
+    }
+
+    fn restore(&self, saved: &SavedVcpu) -> Result<()> {
+        *lock(&self.state) = saved.clone();
+        Ok(())
+    }
+}

@@ -1,1 +1,111 @@
-//! The real hypervisor: Linux KVM.
+//! The real hypervisor: Linux KVM, through kvm-ioctls.
+
+mod capability;
+mod plain;
+mod vcpu;
+mod vm;
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+
+use super::{CpuidEntry, Error, Hypervisor, Result};
+pub use capability::{CAPABILITIES, Capability};
+pub use vcpu::KvmVcpu;
+pub use vm::KvmVm;
+
+/// Where KVM is found.
+pub const DEVICE: &str = "/dev/kvm";
+
+/// An open `/dev/kvm` that speaks our version of the interface.
+#[derive(Debug)]
+pub struct Kvm {
+    fd: kvm_ioctls::Kvm,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm` and makes sure that it has what no guest can do without.
+    pub fn open() -> Result<Self> {
+        let kvm = Self::open_at(Path::new(DEVICE))?;
+        match CAPABILITIES.iter().find(|capability| capability.required && !capability.present(&kvm.fd)) {
+            Some(Capability { name, purpose, .. }) => Err(Error::MissingCapability { name, purpose }),
+            None => Ok(kvm),
+        }
+    }
+
+    /// Opens the device node at `path` without asking for capabilities, for those who want to list them.
+    pub fn open_at(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Open { path: path.display().to_string(), source };
+        let node = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
+        let fd = kvm_ioctls::Kvm::new_with_path(&node).map_err(|error| failed(error.into()))?;
+        let found = fd.get_api_version();
+        if found < 0 {
+            // Some other device node: it does not know the question.
+            return Err(failed(io::Error::from_raw_os_error(libc::ENOTTY)));
+        }
+        let expected = KVM_API_VERSION as i32;
+        if found != expected {
+            return Err(Error::ApiVersion { found, expected });
+        }
+        Ok(Self { fd })
+    }
+
+    /// Every capability that lodger uses, and whether it is there.
+    pub fn capabilities(&self) -> impl Iterator<Item = (&'static Capability, bool)> {
+        CAPABILITIES.iter().map(|capability| (capability, capability.present(&self.fd)))
+    }
+
+    /// How many vCPUs KVM recommends for one guest.
+    pub fn recommended_vcpus(&self) -> usize {
+        self.fd.get_nr_vcpus()
+    }
+
+    /// How many pieces of memory one guest can have.
+    pub fn memory_slots(&self) -> usize {
+        self.fd.get_nr_memslots()
+    }
+}
+
+impl Hypervisor for Kvm {
+    type Vm = KvmVm;
+
+    fn create_vm(&self) -> Result<KvmVm> {
+        // The kernel may be interrupted while it sets up a machine; nothing is left behind then.
+        let fd = loop {
+            match self.fd.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => break other.map_err(|error| call("create a virtual machine", error))?,
+            }
+        };
+        KvmVm::new(fd)
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        let cpuid = self
+            .fd
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| call("ask which processor features a guest can have", error))?;
+        Ok(cpuid.as_slice().iter().map(CpuidEntry::from).collect())
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.fd.get_max_vcpus()).unwrap_or(u32::MAX)
+    }
+
+    fn saved_msrs(&self) -> Result<Vec<u32>> {
+        let list = self
+            .fd
+            .get_msr_index_list()
+            .map_err(|error| call("list the model-specific registers to save", error))?;
+        Ok(list.as_slice().to_vec())
+    }
+}
+
+/// Turns a failed system call into an error that says what was being done.
+fn call(what: &'static str, error: kvm_ioctls::Error) -> Error {
+    Error::Call { what, source: error.into() }
+}

@@ -1,0 +1,122 @@
+//! One KVM virtual machine.
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::plain::Plain;
+use super::{KvmVcpu, call};
+use crate::hv::{Doorbell, Error, Result, SavedInterrupts, Vm};
+
+/// Three pages that KVM needs for itself on Intel processors, in the device hole below 4 GiB and below the
+/// place where firmware would lie.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One page for KVM's identity page table, right below.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// What one memory slot can hold: the kernel counts its pages in 31 bits. A round number below that.
+const SLOT_SIZE: u64 = 4 << 40;
+/// Slots are numbered per call to `map_memory` and per piece of [`SLOT_SIZE`].
+const PIECES_PER_SLOT: u32 = 64;
+
+/// One KVM virtual machine.
+#[derive(Debug)]
+pub struct KvmVm {
+    fd: VmFd,
+}
+
+impl KvmVm {
+    pub(super) fn new(fd: VmFd) -> Result<Self> {
+        fd.set_tss_address(TSS_ADDRESS).map_err(|error| call("place KVM's task state segment", error))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(|error| call("place KVM's identity map", error))?;
+        Ok(Self { fd })
+    }
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    unsafe fn map_memory(&self, slot: u32, guest: u64, host: *mut u8, size: u64) -> Result<()> {
+        let pieces = (0..size).step_by(SLOT_SIZE as usize);
+        for (piece, offset) in (0..PIECES_PER_SLOT).zip(pieces) {
+            let region = kvm_userspace_memory_region {
+                slot: slot * PIECES_PER_SLOT + piece,
+                flags: 0,
+                guest_phys_addr: guest + offset,
+                memory_size: SLOT_SIZE.min(size - offset),
+                userspace_addr: host as u64 + offset,
+            };
+            // SAFETY: the caller promises that the host range stays mapped as long as this machine exists.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(|error| call("give the guest its memory", error))?;
+        }
+        Ok(())
+    }
+
+    fn create_interrupt_controller(&self) -> Result<()> {
+        self.fd.create_irq_chip().map_err(|error| call("create the interrupt controllers", error))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(pit).map_err(|error| call("create the interval timer", error))
+    }
+
+    fn create_vcpu(&self, id: u32) -> Result<KvmVcpu> {
+        let fd = self.fd.create_vcpu(id.into()).map_err(|error| call("create a virtual processor", error))?;
+        Ok(KvmVcpu::new(fd, self.fd.run_size()))
+    }
+
+    fn set_interrupt_line(&self, line: u32, high: bool) -> Result<()> {
+        self.fd.set_irq_line(line, high).map_err(|error| call("raise an interrupt", error))
+    }
+
+    fn register_doorbell(&self, at: Doorbell, event: &EventFd) -> Result<()> {
+        let address = match at {
+            Doorbell::Port(port) => IoEventAddress::Pio(port.into()),
+            Doorbell::Address(address) => IoEventAddress::Mmio(address),
+        };
+        self.fd
+            .register_ioevent(event, &address, NoDatamatch)
+            .map_err(|error| call("register a doorbell", error))
+    }
+
+    fn register_interrupt_event(&self, event: &EventFd, line: u32) -> Result<()> {
+        self.fd.register_irqfd(event, line).map_err(|error| call("register an interrupt event", error))
+    }
+
+    fn save_interrupts(&self) -> Result<SavedInterrupts> {
+        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+            .into_iter()
+            .map(|chip_id| {
+                let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+                self.fd
+                    .get_irqchip(&mut chip)
+                    .map_err(|error| call("read an interrupt controller", error))?;
+                Ok(chip.to_bytes())
+            })
+            .collect::<Result<_>>()?;
+        let pit = self.fd.get_pit2().map_err(|error| call("read the interval timer", error))?;
+        let clock = self.fd.get_clock().map_err(|error| call("read the guest's clock", error))?;
+        Ok(SavedInterrupts { chips, pit: pit.to_bytes(), clock: clock.clock })
+    }
+
+    fn restore_interrupts(&self, saved: &SavedInterrupts) -> Result<()> {
+        let SavedInterrupts { chips, pit, clock } = saved;
+        for chip in chips {
+            let chip = kvm_irqchip::from_bytes(chip).ok_or(malformed("the interrupt controllers"))?;
+            self.fd.set_irqchip(&chip).map_err(|error| call("set an interrupt controller", error))?;
+        }
+        let pit = kvm_pit_state2::from_bytes(pit).ok_or(malformed("the interval timer"))?;
+        self.fd.set_pit2(&pit).map_err(|error| call("set the interval timer", error))?;
+        let clock = kvm_clock_data { clock: *clock, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(|error| call("set the guest's clock", error))
+    }
+}
+
+/// Saved bytes of the wrong length.
+pub(super) fn malformed(what: &'static str) -> Error {
+    Error::Call { what, source: io::Error::new(io::ErrorKind::InvalidData, "saved state has the wrong size") }
+}
