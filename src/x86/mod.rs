@@ -1,1 +1,5 @@
-//! (being built)
+//! What this program knows of the x86 processor, apart from any hypervisor.
+
+pub mod lapic;
+pub mod mode;
+pub mod segments;
