@@ -2,4 +2,6 @@
 
 pub mod lapic;
 pub mod mode;
+pub mod paging;
 pub mod segments;
+pub mod walk;
