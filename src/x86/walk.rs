@@ -135,7 +135,7 @@ impl Walk<'_> {
         }
         let last: u64 = self.entry(table + (linear >> 12 & 0x1ff) * 8, 1)?;
         self.check_present(last, 1)?;
-        Ok(last & ADDRESS | linear % PAGE_SIZE)
+        Ok(last & ADDRESS | (linear % PAGE_SIZE))
     }
 
     /// The two levels of 32-bit paging, with entries of four bytes.
@@ -155,7 +155,7 @@ impl Walk<'_> {
         let last: u32 = self.entry((entry & ADDRESS) + (linear >> 12 & 0x3ff) * 4, 1)?;
         let last = u64::from(last);
         self.check_present(last, 1)?;
-        Ok(last & ADDRESS | linear % PAGE_SIZE)
+        Ok(last & ADDRESS | (linear % PAGE_SIZE))
     }
 
     fn entry<E: ByteValued>(&self, at: u64, level: u32) -> Result<E, Fault> {
