@@ -20,6 +20,10 @@ impl Random {
         (self.next() >> 16) % end
     }
 
+    pub(crate) fn byte(&mut self) -> u8 {
+        self.below(0x100) as u8
+    }
+
     pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }

@@ -1,7 +1,14 @@
 //! The devices that a guest sees.
 //!
 //! A device answers accesses ([`bus::Device`](crate::bus::Device)) and raises interrupts through a handle it
-//! was given ([`InterruptLine`]); it knows neither KVM nor the virtual machine it is part of.
+//! was given ([`InterruptLine`]); it knows neither KVM nor the virtual machine it is part of. Next to each
+//! stands the [`Claim`](crate::bus::Claim) with which `vm/` puts it on the bus, and what a snapshot keeps of it.
+
+pub mod serial;
+#[cfg(test)]
+mod testing;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A wire into the guest's interrupt controller.
 pub trait InterruptLine: Send + Sync {
@@ -19,4 +26,30 @@ impl<L: InterruptLine + ?Sized> InterruptLine for std::sync::Arc<L> {
     fn set(&self, high: bool) {
         (**self).set(high);
     }
+}
+
+/// Where a device's output goes.
+pub trait ByteSink: Send + Sync {
+    /// Takes all of `bytes`, in order, before anything that is pushed later.
+    ///
+    /// Called by vCPU threads: it may wait for a bounded moment, never for ever.
+    fn push(&self, bytes: &[u8]);
+}
+
+/// Why a device cannot be given the state that was saved.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// No device of this kind was ever in that state.
+    #[error("the saved state of the device {device} is not one it can be in: {reason}")]
+    Inconsistent {
+        /// The device.
+        device: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// Locks a device's state; that another thread panicked while it held the lock does not make it unusable.
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
