@@ -4,6 +4,7 @@
 //! was given ([`InterruptLine`]); it knows neither KVM nor the virtual machine it is part of. Next to each
 //! stands the [`Claim`](crate::bus::Claim) with which `vm/` puts it on the bus, and what a snapshot keeps of it.
 
+pub mod cmos;
 pub mod serial;
 #[cfg(test)]
 mod testing;
