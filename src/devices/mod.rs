@@ -5,6 +5,7 @@
 //! stands the [`Claim`](crate::bus::Claim) with which `vm/` puts it on the bus, and what a snapshot keeps of it.
 
 pub mod cmos;
+pub mod i8042;
 pub mod serial;
 #[cfg(test)]
 mod testing;
