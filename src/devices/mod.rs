@@ -5,7 +5,9 @@
 //! stands the [`Claim`](crate::bus::Claim) with which `vm/` puts it on the bus, and what a snapshot keeps of it.
 
 pub mod cmos;
+pub mod debug_exit;
 pub mod i8042;
+pub mod post;
 pub mod serial;
 #[cfg(test)]
 mod testing;
