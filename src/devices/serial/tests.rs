@@ -1,5 +1,8 @@
 //! The serial port as drivers, consoles and hostile guests use it.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use super::*;
 use crate::bus::testing::Random;
 use crate::devices::testing::{CountingLine, KeepingSink};
@@ -298,6 +301,52 @@ fn the_port_stays_usable_while_the_sink_takes_its_time() {
     serial.write(DATA.into(), 1, b'x'.into());
     assert_eq!(serial.input_space(), INPUT_CAPACITY - 1);
     *sink.0.lock().unwrap() = None;
+}
+
+/// A wire whose edges wake up a thread that stands for the guest.
+struct WakingLine(mpsc::Sender<()>);
+
+impl InterruptLine for WakingLine {
+    fn set(&self, high: bool) {
+        if high {
+            let _ = self.0.send(());
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_sleeps_until_the_next_interrupt_gets_all_input_of_another_thread() {
+    let (wire, edges) = mpsc::channel();
+    let serial = Serial::new(Arc::new(WakingLine(wire)), Arc::<KeepingSink>::default());
+    // Less than there is room for, so that the other thread ends even if this one fails.
+    let input: Vec<u8> = (0..60_000_u32).map(|index| (index % 251) as u8).collect();
+    let mut got = Vec::new();
+    serial.write(INTERRUPT_ENABLE.into(), 1, (ENABLE_RECEIVED | ENABLE_MODEM_STATUS).into());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random::new(6);
+            let mut rest = &input[..];
+            while !rest.is_empty() {
+                let length = (1 + random.below(100) as usize).min(rest.len());
+                rest = &rest[serial.offer_input(&rest[..length])..];
+            }
+            serial.end_input();
+        });
+        let mut carrier = true;
+        while carrier {
+            edges.recv_timeout(Duration::from_secs(60)).expect("an interrupt was lost");
+            loop {
+                match serial.read(INTERRUPT_IDENTIFICATION.into(), 1) as u8 & 0x0f {
+                    IDENTIFY_RECEIVED => got.push(serial.read(DATA.into(), 1) as u8),
+                    IDENTIFY_MODEM_STATUS => {
+                        carrier = serial.read(MODEM_STATUS.into(), 1) as u8 & MODEM_STATUS_CARRIER != 0;
+                    }
+                    _ => break,
+                }
+            }
+        }
+    });
+    assert_eq!(got, input);
 }
 
 fn restored(saved: &SavedSerial) -> Port {
