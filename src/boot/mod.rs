@@ -10,15 +10,18 @@
 //! Relies on `memory/` and `x86/`; `vm/` calls it. `map` is the picture of the first MiB.
 
 mod elf;
+pub mod embedded;
 mod error;
 mod image;
 pub mod map;
 mod parameters;
 mod place;
 mod plan;
+mod text;
 
 pub use error::{Error, Part, Problem, Range, Role};
 pub use image::Source;
+pub use text::TextError;
 
 use crate::memory::{GuestMemory, Region};
 use crate::x86::mode::InitialState;
