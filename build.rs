@@ -76,7 +76,8 @@ fn code_generation(sources: &Path) -> Vec<OsString> {
         "link-arg=-Wl,-z,max-page-size=4096",
     ];
     let mut options: Vec<OsString> = fixed.map(OsString::from).into();
-    options.push(with(&sources.join("linker.ld"), "link-arg=-Wl,-T,", ""));
+    options.push("link-arg=-T".into());
+    options.push(with(&sources.join("linker.ld"), "link-arg=", ""));
     options
 }
 
@@ -87,7 +88,7 @@ fn run(compiler: &mut Command) -> Result<(), String> {
     let messages = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!(
-            "the embedded guest ({SOURCES}/) cannot be built, {}\n{messages}\n\
+            "the embedded guest ({SOURCES}/) cannot be built ({}):\n{messages}\n\
              It needs what every Rust installation needs: rustc with the standard library of the host, and a C \
              compiler (`cc`) that links.\nThe command was: {compiler:?}",
             output.status

@@ -41,8 +41,23 @@ const MASKED: u32 = 1 << 16;
 const PERIODIC: u32 = 1 << 17;
 const DIVIDE_BY_ONE: u32 = 0x0b;
 
-/// How often a sleeping prompt wakes by itself: often enough for a person, too seldom to cost the host anything.
-const TICK_MICROSECONDS: u64 = 20_000;
+/// How often the timer ticks by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// While something happens.
+    Quick,
+    /// While nothing does: a tick costs the host about 150 us where ring 0 is interpreted.
+    Slow,
+}
+
+impl Pace {
+    fn nanoseconds(self) -> u64 {
+        match self {
+            Self::Quick => 20_000_000,
+            Self::Slow => 250_000_000,
+        }
+    }
+}
 
 /// Set by the timer's handler: when it ran last, and how often.
 #[unsafe(no_mangle)]
@@ -92,7 +107,7 @@ impl Apic {
         io_write(redirection + 1, id() << 24);
         io_write(redirection, SERIAL_VECTOR);
         let apic = Self { ticks_per_second };
-        apic.tick();
+        apic.tick(Pace::Quick);
         apic
     }
 
@@ -102,9 +117,9 @@ impl Apic {
     }
 
     /// Lets the timer tick regularly.
-    pub fn tick(&self) {
+    pub fn tick(&self, pace: Pace) {
         write(LOCAL, TIMER, PERIODIC | TIMER_VECTOR);
-        write(LOCAL, TIMER_INITIAL, self.count(TICK_MICROSECONDS * 1000));
+        write(LOCAL, TIMER_INITIAL, self.count(pace.nanoseconds()));
     }
 
     /// Makes the timer fire once, that long from now. [`Apic::tick`] goes back to the regular tick.

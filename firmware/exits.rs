@@ -23,7 +23,7 @@ const SELDOM: u32 = 100;
 /// A series that takes longer is cut short, so that all together stay below half a second.
 const MOST_MICROSECONDS: u64 = 40_000;
 const RUN: usize = 64;
-const CPUIDS_AT_ONCE: u64 = 8;
+const AT_ONCE: u64 = 8;
 const TIMER_NANOSECONDS: u64 = 200_000;
 
 struct Series(RefCell<Samples>);
@@ -35,7 +35,7 @@ static SERIES: Series = Series(RefCell::new(Samples::new()));
 
 /// Measures everything and prints a table.
 pub fn measure(machine: &Machine) {
-    println!("  up to {OFTEN} round trips each{:>23}{:>15}", "least", "median");
+    println!("  round trips, up to {OFTEN} each{:>23}{:>15}", "least", "median");
     let repeat = |times, operation: &dyn Fn()| repeat(machine, times, operation);
     let nothing = repeat(OFTEN, &|| {});
     let cost = nothing.least;
@@ -43,17 +43,16 @@ pub fn measure(machine: &Machine) {
 
     row("port write (0x80)", repeat(OFTEN, &|| port::write8(POST_PORT, 0)));
     row("port read (nobody's)", repeat(OFTEN, &|| _ = black_box(port::read8(UNOWNED_PORT))));
-    row(
-        "port string write, per byte",
-        per(RUN as u64, repeat(20, &|| port::write_run(POST_PORT, &[0; RUN]))),
-    );
+    row("port string write, a byte", per(RUN as u64, repeat(20, &|| port::write_run(POST_PORT, &[0; RUN]))));
     row("memory-mapped read (nobody's)", repeat(OFTEN, &|| _ = black_box(read_unowned())));
     row("memory-mapped write (nobody's)", repeat(OFTEN, &write_unowned));
     row("local APIC read", repeat(OFTEN, &|| _ = black_box(apic::version())));
     let gate = repeat(OFTEN, &ring0::nothing);
+    let ports = repeat(SELDOM, &|| ring0::port_loop(AT_ONCE));
+    row("port write (0x80) from ring 0", per(AT_ONCE, ports.without(gate.median)));
     row("fault to ring 0 and back", gate);
-    let cpuids = repeat(SELDOM, &|| ring0::cpuid_loop(CPUIDS_AT_ONCE));
-    row("cpuid in ring 0", per(CPUIDS_AT_ONCE, cpuids.without(gate.median)));
+    let cpuids = repeat(SELDOM, &|| ring0::cpuid_loop(AT_ONCE));
+    row("cpuid in ring 0", per(AT_ONCE, cpuids.without(gate.median)));
 
     println!("  {SELDOM} timer interrupts each");
     show(machine, "deadline to handler, busy", interrupts(machine, Waiting::Busy, Until::Handler));
@@ -131,6 +130,6 @@ fn interrupts(machine: &Machine, waiting: Waiting, until: Until) -> Figures {
         let end = if until == Until::Ring3 { clock::now() } else { apic::fired_at() };
         series.add(end.saturating_sub(start + delay));
     }
-    machine.apic.tick();
+    machine.apic.tick(apic::Pace::Quick);
     series.figures().unwrap_or(Figures { least: 0, median: 0 })
 }

@@ -11,6 +11,7 @@
 
 #![no_std]
 #![no_main]
+#![allow(clippy::result_large_err)] // there is no heap to put a fault in
 
 mod apic;
 mod boot;
@@ -39,31 +40,15 @@ use core::arch::global_asm;
 use boot::Protocol;
 use machine::Machine;
 
-// In one piece, because the second file uses symbols of the first.
-global_asm!(include_str!("entry.s"), include_str!("traps.s"), options(raw));
-
-// The first line, printed by entry.s.
+// In one piece: the files use each other's constants, and `entry.s` has to come first in its section.
 global_asm!(
-    concat!(
-        ".section .text.entry\nfirst_line: .ascii \"lodger guest ",
-        env!("CARGO_PKG_VERSION"),
-        "\\r\\n\""
-    ),
-    ".globl first_line_length",
+    include_str!("entry.s"),
+    include_str!("traps.s"),
+    include_str!("stacks.s"),
+    // What entry.s prints.
+    ".section .text.entry",
+    concat!("first_line: .ascii \"lodger guest ", env!("CARGO_PKG_VERSION"), "\\r\\n\""),
     ".set first_line_length, . - first_line",
-    options(raw)
-);
-
-// The stacks: what ring 0 starts with at every entry, what Rust runs on, what exceptions are reported on.
-global_asm!(
-    ".section .bss.stacks, \"aw\", @nobits",
-    ".balign 4096",
-    ".skip 4096",
-    "ring0_stack_end:",
-    ".skip 65536",
-    "ring3_stack_end:",
-    ".skip 8192",
-    "fault_stack_end:",
     options(raw)
 );
 

@@ -1,6 +1,6 @@
 //! Ways to end the machine.
 
-use crate::{port, println, ring0};
+use crate::{port, println, ring0, serial};
 
 /// A write here ends the process that runs this machine, with the written byte as its status.
 const DEBUG_EXIT: u16 = 0xf4;
@@ -12,6 +12,7 @@ pub const STATUS_GUEST_FAULT: u8 = 99;
 
 /// Ends the machine with a status.
 pub fn exit(status: u8) -> ! {
+    serial::flush();
     port::write8(DEBUG_EXIT, status);
     println!("no debug-exit port here; halted");
     ring0::halt()
@@ -19,6 +20,7 @@ pub fn exit(status: u8) -> ! {
 
 /// Resets the machine.
 pub fn reset() -> ! {
+    serial::flush();
     port::write8(KEYBOARD_COMMAND, KEYBOARD_RESET);
     println!("the keyboard controller does not reset this machine; halted");
     ring0::halt()

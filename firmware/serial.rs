@@ -1,13 +1,14 @@
 //! The first serial port: all text goes out here and all input comes in.
 //!
 //! Output is gathered and written in runs of bytes; an emulated UART takes them at any speed, so nothing waits for
-//! its transmitter. Input is announced by an interrupt (traps.s sets a flag), and by polling where one is missed.
+//! its transmitter. Input is announced by an interrupt (traps.s sets a flag), and looked for regularly where one is
+//! missed.
 
 use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::port;
+use crate::{port, ring0};
 
 const DATA: u16 = 0x3f8;
 const INTERRUPT_ENABLE: u16 = DATA + 1;
@@ -15,15 +16,12 @@ const FIFO_CONTROL: u16 = DATA + 2;
 const INTERRUPT_IDENTITY: u16 = DATA + 2;
 const LINE_CONTROL: u16 = DATA + 3;
 const MODEM_CONTROL: u16 = DATA + 4;
-const LINE_STATUS: u16 = DATA + 5;
-const MODEM_STATUS: u16 = DATA + 6;
 const SCRATCH: u16 = DATA + 7;
 
 const ON_DATA_AND_MODEM_STATUS: u8 = 0x09;
 const FIFO_ON: u8 = 0x01; // and no bit that would drop what was received already
 const EIGHT_BITS_NO_PARITY: u8 = 0x03;
 const READY_WITH_INTERRUPTS: u8 = 0x0b; // DTR, RTS, OUT2
-const DATA_READY: u8 = 0x01;
 const CARRIER: u8 = 0x80;
 
 /// Set by the interrupt handler; cleared before the port is asked.
@@ -55,8 +53,10 @@ impl Gathered {
     }
 
     fn flush(&mut self) {
-        port::write_run(DATA, &self.bytes[..self.used]);
-        self.used = 0;
+        if self.used > 0 {
+            ring0::write_run(DATA, &self.bytes[..self.used]);
+            self.used = 0;
+        }
     }
 }
 
@@ -72,17 +72,28 @@ impl Write for Gathered {
     }
 }
 
-/// Prints formatted text; what `print!` and `println!` call.
-pub fn print(text: fmt::Arguments) {
-    // SAFETY: one thread, and formatting our own types never prints, so this is the only reference.
-    let output = unsafe { &mut *OUTPUT.0.get() };
-    let _ = output.write_fmt(text); // cannot fail
-    output.flush();
+fn with_output<R>(work: impl FnOnce(&mut Gathered) -> R) -> R {
+    // SAFETY: one thread, and neither formatting our own types nor writing to the port prints anything, so this is
+    // the only reference.
+    work(unsafe { &mut *OUTPUT.0.get() })
 }
 
-/// Writes bytes as they are.
+/// Prints formatted text; what `print!` and `println!` call.
+pub fn print(text: fmt::Arguments) {
+    with_output(|output| {
+        let _ = output.write_fmt(text); // cannot fail
+        output.flush();
+    });
+}
+
+/// Gathers bytes as they are, to be written when there is a good number of them or at [`flush`].
 pub fn write(bytes: &[u8]) {
-    port::write_run(DATA, bytes);
+    with_output(|output| bytes.iter().for_each(|&byte| output.push(byte)));
+}
+
+/// Writes what has been gathered.
+pub fn flush() {
+    with_output(Gathered::flush);
 }
 
 #[macro_export]
@@ -121,14 +132,13 @@ pub fn listen() {
     port::write8(INTERRUPT_ENABLE, ON_DATA_AND_MODEM_STATUS);
 }
 
-/// The next received byte, if there is one.
-pub fn received() -> Option<u8> {
-    (port::read8(LINE_STATUS) & DATA_READY != 0).then(|| port::read8(DATA))
-}
-
-/// Whether anything can still come: the other side of the line drops its carrier behind the last byte.
-pub fn has_carrier() -> bool {
-    port::read8(MODEM_STATUS) & CARRIER != 0
+/// Takes what was received: how many bytes. Nothing means that nothing will come any more: the other side of the
+/// line drops its carrier behind the last byte.
+pub fn receive(into: &mut [u8]) -> Option<usize> {
+    match ring0::receive(into) {
+        (0, status) if status & CARRIER == 0 => None,
+        (count, _) => Some(count),
+    }
 }
 
 /// Whether the port interrupted since the last call.

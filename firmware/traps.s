@@ -4,6 +4,11 @@
 .set APIC_END_OF_INTERRUPT, 0xfee000b0
 .set GENERAL_PROTECTION, 13
 
+.set SERIAL_DATA, 0x3f8
+.set SERIAL_LINE_STATUS, 0x3fd
+.set SERIAL_MODEM_STATUS, 0x3fe
+.set SERIAL_DATA_READY, 1
+
 .section .text.entry, "ax", @progbits
 
 # --- Interrupts: take the time, count, acknowledge.
@@ -144,6 +149,46 @@ ring0_idle:
     hlt
     cli
 1:  ret
+
+# Writes RDX bytes at RSI to the port RDI.
+.globl ring0_write_run
+ring0_write_run:
+    mov rcx, rdx
+    mov edx, edi
+    rep outsb
+    ret
+
+# Reads what the serial port has received, up to RSI bytes, to RDI. Returns the count, and in the upper half the
+# modem status from before.
+.globl ring0_receive
+ring0_receive:
+    mov edx, SERIAL_MODEM_STATUS
+    in al, dx
+    movzx r8d, al
+    shl r8, 32
+    xor ecx, ecx
+1:  cmp rcx, rsi
+    je 2f
+    mov edx, SERIAL_LINE_STATUS
+    in al, dx
+    test al, SERIAL_DATA_READY
+    jz 2f
+    mov edx, SERIAL_DATA
+    in al, dx
+    mov [rdi + rcx], al
+    inc rcx
+    jmp 1b
+2:  lea rax, [r8 + rcx]
+    ret
+
+# Writes zeros to port 0x80 RDI times, for measuring.
+.globl ring0_port_loop
+ring0_port_loop:
+    xor eax, eax
+1:  out 0x80, al
+    dec rdi
+    jnz 1b
+    ret
 
 .globl ring0_cpuid
 ring0_cpuid:

@@ -59,7 +59,7 @@ pub fn timer(machine: &Machine, arguments: &str) -> Outcome {
     let interrupts = apic::ticks() - before;
     println!("  {interrupts} timer interrupts in {MILLISECONDS} ms, {} since the start", apic::ticks());
     println!(
-        "  {} interrupts of the serial port, {} of nobody",
+        "  interrupts of the serial port: {}, of nobody: {}",
         serial::serial_interrupts.load(core::sync::atomic::Ordering::Relaxed),
         traps::other_interrupts.load(core::sync::atomic::Ordering::Relaxed)
     );
@@ -105,5 +105,6 @@ pub fn burst(_: &Machine, mut arguments: &str) -> Outcome {
     if !bytes.is_multiple_of(LINE as u64) {
         println!();
     }
+    serial::flush();
     Ok(())
 }
