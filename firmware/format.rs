@@ -9,7 +9,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(bytes) = *self;
         let (unit, name) = match bytes {
-            0..0x400 => return write!(f, "{bytes} B"),
+            0..0x400 => (0, "B"),
             0x400..0x10_0000 => (10, "KiB"),
             0x10_0000..0x4000_0000 => (20, "MiB"),
             0x4000_0000..0x100_0000_0000 => (30, "GiB"),
@@ -17,9 +17,11 @@ impl fmt::Display for Size {
         };
         let whole = bytes >> unit;
         let tenths = ((bytes & ((1 << unit) - 1)) * 10) >> unit;
+        // A width is kept by the number, so that units stand below each other.
+        let width = f.width().unwrap_or(0).saturating_sub(name.len() + 1);
         match tenths {
-            0 => write!(f, "{whole} {name}"),
-            _ => write!(f, "{whole}.{tenths} {name}"),
+            0 => write!(f, "{whole:>width$} {name}"),
+            _ => write!(f, "{whole:>0$}.{tenths} {name}", width.saturating_sub(2)),
         }
     }
 }
@@ -82,6 +84,12 @@ mod tests {
         assert_eq!(Size(639 << 10).to_string(), "639 KiB");
         assert_eq!(Size(133_824_512).to_string(), "127.6 MiB");
         assert_eq!(Size(u64::MAX).to_string(), "16777215.9 TiB");
+    }
+
+    #[test]
+    fn sizes_stand_below_each_other() {
+        assert_eq!(format!("{:10}|", Size(127 << 20)), "   127 MiB|");
+        assert_eq!(format!("{:10}|", Size(133_824_512)), " 127.6 MiB|");
     }
 
     #[test]

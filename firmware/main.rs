@@ -57,12 +57,12 @@ global_asm!(
 extern "sysv64" fn guest_main(boot_information: u64, linux_protocol: u32) -> ! {
     let protocol = if linux_protocol == 0 { Protocol::Pvh } else { Protocol::Linux };
     let machine = Machine::find(protocol, boot_information);
+    serial::listen();
     traps::enable_interrupts();
     let wishes = parse::wishes(machine.boot.command_line());
     if !wishes.quiet {
         report::all(&machine);
     }
-    serial::listen();
     prompt::run_all(&machine, wishes.run);
     println!("Type help for the commands.");
     prompt::serve(&machine)

@@ -55,7 +55,7 @@ pub fn memory(boot: &Boot) {
     println!("  memory      {} usable", Size(boot.usable()));
     for range in boot.ranges() {
         println!(
-            "              {:#014x} - {:#014x}  {:>10}  {}",
+            "              {:#014x} - {:#014x}  {:10}  {}",
             range.start,
             range.last(),
             Size(range.size),
