@@ -5,6 +5,7 @@
 //! stands the [`Claim`](crate::bus::Claim) with which `vm/` puts it on the bus, and what a snapshot keeps of it.
 
 pub mod cmos;
+mod collected;
 pub mod debug_exit;
 pub mod i8042;
 pub mod post;
@@ -13,6 +14,8 @@ pub mod serial;
 mod testing;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use collected::{CAPACITY as COLLECTED_CAPACITY, Collected};
 
 /// A wire into the guest's interrupt controller.
 pub trait InterruptLine: Send + Sync {
@@ -38,6 +41,12 @@ pub trait ByteSink: Send + Sync {
     ///
     /// Called by vCPU threads: it may wait for a bounded moment, never for ever.
     fn push(&self, bytes: &[u8]);
+
+    /// While `released`, a push that has to wait for its reader waits no longer: the processors are being
+    /// brought to rest. A sink that never waits has nothing to do.
+    fn release_waiters(&self, released: bool) {
+        let _ = released;
+    }
 }
 
 /// Why a device cannot be given the state that was saved.

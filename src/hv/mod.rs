@@ -80,6 +80,7 @@ fn open_advice(error: &io::Error) -> &'static str {
             "; this machine offers no KVM: load kvm_intel or kvm_amd, enable virtualization in the firmware \
              set-up, or pass the device into the container"
         }
+        Some(libc::ENOTTY) => "; that is some other device",
         _ => "",
     }
 }
@@ -88,7 +89,7 @@ fn open_advice(error: &io::Error) -> &'static str {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Something that can create virtual machines.
-pub trait Hypervisor: Sync {
+pub trait Hypervisor {
     /// The virtual machines it creates.
     type Vm: Vm;
 
@@ -104,6 +105,9 @@ pub trait Hypervisor: Sync {
     /// The model-specific registers whose values belong to a vCPU's saved state.
     fn saved_msrs(&self) -> Result<Vec<u32>>;
 }
+
+/// The part of a local APIC's page that holds registers.
+pub type LocalApic = [u8; 1024];
 
 /// Where a guest can ring a doorbell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +187,12 @@ pub trait Vcpu: Send + 'static {
 
     /// Decides what the guest's `cpuid` instruction answers.
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()>;
+
+    /// The registers of its local APIC, as they lie in the APIC's page.
+    fn local_apic(&self) -> Result<LocalApic>;
+
+    /// Replaces the registers of its local APIC.
+    fn set_local_apic(&self, registers: &LocalApic) -> Result<()>;
 
     /// The frequency of the guest's time stamp counter in kHz, where it is known.
     fn tsc_khz(&self) -> Option<u32>;

@@ -5,6 +5,8 @@
 //! processors of a guest are cores of one package, one thread each. Leaves: Intel SDM volume 2 (CPUID), AMD APM
 //! volume 3 appendix E; those from 0x40000000 on: Linux, Documentation/virt/kvm/x86/cpuid.rst.
 
+use std::arch::x86_64::__cpuid;
+
 use crate::hv::CpuidEntry;
 
 const VENDOR: u32 = 0;
@@ -14,6 +16,7 @@ const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
 const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+const EXTENDED_MAXIMUM: u32 = 0x8000_0000;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const AMD_SIZES: u32 = 0x8000_0008;
 const AMD_CACHES: u32 = 0x8000_001d;
@@ -58,6 +61,15 @@ impl VcpuIdentity {
     /// Room for processors in a package: a power of two, as APIC ids are split at a bit.
     fn addressable(&self) -> u32 {
         1 << self.core_bits()
+    }
+}
+
+/// How many bits a physical address has on this host, which is what a guest's can have at most.
+pub fn host_address_bits() -> u8 {
+    const WITHOUT_LEAF: u8 = 36;
+    match __cpuid(EXTENDED_MAXIMUM).eax {
+        0..AMD_SIZES => WITHOUT_LEAF,
+        _ => __cpuid(AMD_SIZES).eax as u8,
     }
 }
 

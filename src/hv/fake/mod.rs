@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    CpuidEntry, Direction, Doorbell, Error, Exit, Hypervisor, InternalError, Kick, Mmio, Pio, Registers,
-    Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu, Vm,
+    CpuidEntry, Direction, Doorbell, Error, Exit, Hypervisor, InternalError, Kick, LocalApic, Mmio, Pio,
+    Registers, Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu, Vm,
 };
 
 /// One thing that a scripted processor does.
@@ -278,6 +278,17 @@ impl Vcpu for FakeVcpu {
 
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
         lock(&self.state).cpuid = entries.to_vec();
+        Ok(())
+    }
+
+    fn local_apic(&self) -> Result<LocalApic> {
+        let mut registers = [0; 1024];
+        registers.iter_mut().zip(&lock(&self.state).lapic).for_each(|(register, byte)| *register = *byte);
+        Ok(registers)
+    }
+
+    fn set_local_apic(&self, registers: &LocalApic) -> Result<()> {
+        lock(&self.state).lapic = registers.to_vec();
         Ok(())
     }
 

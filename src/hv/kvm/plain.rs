@@ -3,8 +3,8 @@
 //! Registers are translated field by field; what the kernel defines as an opaque block is carried as bytes.
 
 use kvm_bindings::{
-    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_dtable, kvm_irqchip, kvm_lapic_state,
-    kvm_pit_state2, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_dtable, kvm_irqchip, kvm_pit_state2, kvm_regs,
+    kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 
 use crate::hv::{CpuidEntry, DescriptorTable, Registers, Segment, SpecialRegisters};
@@ -33,8 +33,6 @@ pub(super) unsafe trait Plain: Default {
     }
 }
 
-// SAFETY: an array of 1024 bytes.
-unsafe impl Plain for kvm_lapic_state {}
 // SAFETY: an array of 1024 words; the variable part behind it has no length of its own here.
 unsafe impl Plain for kvm_xsave {}
 // SAFETY: integers with explicit reserved fields that fill every gap.
@@ -237,9 +235,9 @@ mod tests {
 
     #[test]
     fn opaque_blocks_keep_every_byte_and_refuse_other_lengths() {
-        let bytes: Vec<u8> = (0..1024).map(|index| index as u8).collect();
-        assert_eq!(kvm_lapic_state::from_bytes(&bytes).unwrap().to_bytes(), bytes);
-        assert!(kvm_lapic_state::from_bytes(&bytes[1..]).is_none());
-        assert!(kvm_lapic_state::from_bytes(&[]).is_none());
+        let bytes: Vec<u8> = (0..size_of::<kvm_xsave>()).map(|index| index as u8).collect();
+        assert_eq!(kvm_xsave::from_bytes(&bytes).unwrap().to_bytes(), bytes);
+        assert!(kvm_xsave::from_bytes(&bytes[1..]).is_none());
+        assert!(kvm_xsave::from_bytes(&[]).is_none());
     }
 }

@@ -17,8 +17,8 @@ use super::call;
 use super::plain::Plain;
 use super::vm::malformed;
 use crate::hv::{
-    CpuidEntry, Direction, Error, Exit, InternalError, Kick, Mmio, Msr, Pio, Registers, Result, SavedVcpu,
-    SpecialRegisters, Vcpu,
+    CpuidEntry, Direction, Error, Exit, InternalError, Kick, LocalApic, Mmio, Msr, Pio, Registers, Result,
+    SavedVcpu, SpecialRegisters, Vcpu,
 };
 
 /// Where `immediate_exit` lies in `struct kvm_run`.
@@ -180,6 +180,16 @@ impl Vcpu for KvmVcpu {
         self.fd.set_cpuid2(&cpuid).map_err(|error| call("describe the processor to the guest", error))
     }
 
+    fn local_apic(&self) -> Result<LocalApic> {
+        let lapic = self.fd.get_lapic().map_err(|error| call("read the local APIC", error))?;
+        Ok(lapic.regs.map(|byte| byte as u8))
+    }
+
+    fn set_local_apic(&self, registers: &LocalApic) -> Result<()> {
+        let lapic = kvm_lapic_state { regs: registers.map(|byte| byte as _) };
+        self.fd.set_lapic(&lapic).map_err(|error| call("set the local APIC", error))
+    }
+
     fn tsc_khz(&self) -> Option<u32> {
         self.fd.get_tsc_khz().ok().filter(|&khz| khz > 0)
     }
@@ -192,7 +202,7 @@ impl Vcpu for KvmVcpu {
         let xsave = self.fd.get_xsave().map_err(|error| call("read the vector registers", error))?;
         let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;
         let debug = self.fd.get_debug_regs().map_err(|error| call("read the debug registers", error))?;
-        let lapic = self.fd.get_lapic().map_err(|error| call("read the local APIC", error))?;
+        let lapic = self.local_apic()?;
         let events = self.fd.get_vcpu_events().map_err(|error| call("read pending events", error))?;
         let mp_state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         let xcrs = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).map(|entry| (entry.xcr, entry.value));
@@ -205,7 +215,7 @@ impl Vcpu for KvmVcpu {
             xsave: xsave.to_bytes(),
             xcrs: xcrs.collect(),
             debug: [dr0, dr1, dr2, dr3, debug.dr6, debug.dr7],
-            lapic: lapic.to_bytes(),
+            lapic: lapic.to_vec(),
             events: events.to_bytes(),
             mp_state: mp_state.mp_state,
             tsc_khz: self.tsc_khz(),
@@ -230,7 +240,7 @@ impl Vcpu for KvmVcpu {
             tsc_khz,
         } = saved;
         let xsave = kvm_xsave::from_bytes(xsave).ok_or(malformed("set the vector registers"))?;
-        let lapic = kvm_lapic_state::from_bytes(lapic).ok_or(malformed("set the local APIC"))?;
+        let lapic = lapic.as_slice().try_into().map_err(|_| malformed("set the local APIC"))?;
         let events = kvm_vcpu_events::from_bytes(events).ok_or(malformed("set pending events"))?;
         self.set_cpuid(cpuid)?;
         if let Some(khz) = tsc_khz.filter(|&khz| Some(khz) != self.tsc_khz()) {
@@ -249,7 +259,7 @@ impl Vcpu for KvmVcpu {
         let debug =
             kvm_debugregs { db: [*dr0, *dr1, *dr2, *dr3], dr6: *dr6, dr7: *dr7, ..Default::default() };
         self.fd.set_debug_regs(&debug).map_err(|error| call("set the debug registers", error))?;
-        self.fd.set_lapic(&lapic).map_err(|error| call("set the local APIC", error))?;
+        self.set_local_apic(lapic)?;
         self.restore_msrs(msrs)?;
         self.fd.set_vcpu_events(&events).map_err(|error| call("set pending events", error))
     }

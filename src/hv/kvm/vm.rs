@@ -43,7 +43,11 @@ impl Vm for KvmVm {
 
     unsafe fn map_memory(&self, slot: u32, guest: u64, host: *mut u8, size: u64) -> Result<()> {
         let pieces = (0..size).step_by(SLOT_SIZE as usize);
-        for (piece, offset) in (0..PIECES_PER_SLOT).zip(pieces) {
+        if size.div_ceil(SLOT_SIZE) > PIECES_PER_SLOT.into() {
+            let source = io::Error::other("it takes more memory slots than there are numbers for");
+            return Err(Error::Call { what: "give the guest its memory", source });
+        }
+        for (piece, offset) in (0..).zip(pieces) {
             let region = kvm_userspace_memory_region {
                 slot: slot * PIECES_PER_SLOT + piece,
                 flags: 0,
