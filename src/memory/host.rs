@@ -9,6 +9,7 @@ use vm_memory::{
 
 use super::{Error, Layout, Region};
 
+const HUGE_PAGE: u64 = 2 << 20;
 const THP_SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// How the host is to back guest memory.
@@ -35,10 +36,16 @@ impl GuestMemory {
         if options.hugepages {
             check_transparent_huge_pages()?;
         }
+        if options.hugetlb && !layout.size().is_multiple_of(HUGE_PAGE) {
+            return Err(Error::NotWholeHugePages { size: layout.size() });
+        }
+        if options.prefault && !options.hugetlb {
+            check_available(layout.size())?;
+        }
         let regions = layout
             .regions()
             .iter()
-            .map(|region| map_region(region, options))
+            .map(|region| map_region(region, layout.size(), options))
             .collect::<Result<Vec<_>, _>>()?;
         // Regions of a layout are in order and apart, which is all that can be wrong here.
         let mapped = GuestMemoryMmap::from_regions(regions).map_err(|_| Error::Inconsistent)?;
@@ -72,8 +79,26 @@ fn check_transparent_huge_pages() -> Result<(), Error> {
     Err(Error::NoHugePages { path: THP_SWITCH, setting: setting.to_owned() })
 }
 
-fn map_region(region: &Region, options: Options) -> Result<GuestRegionMmap, Error> {
-    let failed = |source| Error::Map { size: region.size, hugetlb: options.hugetlb, source };
+/// Touching more than there is would have the kernel kill this process, or another one.
+fn check_available(size: u64) -> Result<(), Error> {
+    match fs::read_to_string("/proc/meminfo").ok().and_then(|info| available(&info)) {
+        Some(available) if size > available => Err(Error::PrefaultTooMuch { size, available }),
+        _ => Ok(()),
+    }
+}
+
+/// What can be had without taking memory from other processes, in bytes.
+fn available(info: &str) -> Option<u64> {
+    let kibibytes = |name: &str| {
+        let value = info.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    let swap = kibibytes("SwapFree:").unwrap_or(0);
+    kibibytes("MemAvailable:")?.checked_add(swap)?.checked_mul(1024)
+}
+
+fn map_region(region: &Region, whole: u64, options: Options) -> Result<GuestRegionMmap, Error> {
+    let failed = |source| Error::Map { size: whole, hugetlb: options.hugetlb, source };
     let size =
         usize::try_from(region.size).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
     let mapping = map_anonymous(size, options).map_err(failed)?;
@@ -82,7 +107,7 @@ fn map_region(region: &Region, options: Options) -> Result<GuestRegionMmap, Erro
     }
     if options.prefault {
         advise(&mapping, libc::MADV_POPULATE_WRITE)
-            .map_err(|source| Error::Prefault { size: region.size, source })?;
+            .map_err(|source| Error::Prefault { size: whole, source })?;
     }
     GuestRegionMmap::new(mapping, GuestAddress(region.start)).ok_or(Error::Inconsistent)
 }
@@ -150,6 +175,21 @@ mod tests {
     fn prefaulted_memory_is_there_from_the_start() {
         let memory = map(4 << 20, Options { prefault: true, ..Options::default() }).unwrap();
         assert_eq!(resident_pages(&memory), 1024);
+    }
+
+    #[test]
+    fn prefaulting_more_than_the_host_has_is_refused_before_anything_is_touched() {
+        let error = map(1 << 40, Options { prefault: true, ..Options::default() }).unwrap_err();
+        assert!(matches!(error, Error::PrefaultTooMuch { .. }), "{error}");
+        let info = "MemTotal: 9 kB\nMemAvailable:   1000 kB\nSwapFree:  24 kB\n";
+        assert_eq!(available(info), Some(1 << 20));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn reserved_huge_pages_are_not_split() {
+        let error = map(3 << 20, Options { hugetlb: true, ..Options::default() }).unwrap_err();
+        assert!(matches!(error, Error::NotWholeHugePages { .. }), "{error}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub use layout::{HOLE_END, HOLE_START, Layout, MIN_SIZE, PAGE_SIZE, Region, Save
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Too little for any guest.
-    #[error("{} of memory is too little, a machine has at least 1M", human(*.size))]
+    #[error("{} of memory is too little, a machine has at least 1M", told(*.size))]
     TooSmall {
         /// What was asked for.
         size: u64,
@@ -30,8 +30,8 @@ pub enum Error {
     /// More than the guest could address.
     #[error(
         "{} of memory is more than a guest can address here: {address_bits}-bit physical addresses allow {}",
-        human(*.size),
-        human(*.most)
+        told(*.size),
+        told(*.most)
     )]
     TooLarge {
         /// What was asked for.
@@ -42,7 +42,7 @@ pub enum Error {
         address_bits: u8,
     },
     /// The host has no such address space left, or does not overcommit.
-    #[error("cannot map {} of guest memory: {source}{}", human(*.size), map_advice(*.hugetlb, .source))]
+    #[error("cannot map {} of guest memory: {source}{}", told(*.size), map_advice(*.hugetlb, .source))]
     Map {
         /// What was to be mapped.
         size: u64,
@@ -61,8 +61,27 @@ pub enum Error {
         /// What it is set to.
         setting: String,
     },
+    /// Reserved huge pages cannot be split.
+    #[error("{size} bytes of memory is not a whole number of 2 MiB pages, as hugetlb needs")]
+    NotWholeHugePages {
+        /// What was asked for.
+        size: u64,
+    },
+    /// More memory shall be filled in beforehand than the host has left.
+    #[error(
+        "cannot prefault {} of guest memory: the host has only {} MiB available; leave `prefault` out, and the host \
+         pays only for what the guest touches",
+        told(*.size),
+        .available >> 20
+    )]
+    PrefaultTooMuch {
+        /// What was to be prefaulted.
+        size: u64,
+        /// What the host could give without evicting anything.
+        available: u64,
+    },
     /// The memory could not be filled in beforehand.
-    #[error("cannot prefault {} of guest memory: {source}; the host has not enough free memory", human(*.size))]
+    #[error("cannot prefault {} of guest memory: {source}{}", told(*.size), prefault_advice(.source))]
     Prefault {
         /// What was to be prefaulted.
         size: u64,
@@ -81,6 +100,21 @@ fn map_advice(hugetlb: bool, error: &io::Error) -> &'static str {
             "; more than this host's address space or its overcommit policy (vm.overcommit_memory) allows"
         }
         _ => "",
+    }
+}
+
+fn prefault_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => "; it needs Linux 5.14 or later on the host",
+        _ => "",
+    }
+}
+
+/// A size within a sentence.
+fn told(size: u64) -> String {
+    match size % 1024 {
+        0 if size > 0 => human(size),
+        _ => format!("{size} bytes"),
     }
 }
 
