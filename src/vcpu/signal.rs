@@ -1,0 +1,66 @@
+//! The signal that fetches a vCPU's thread out of the guest.
+//!
+//! It does nothing but interrupt the system call; what is wanted stands at the [gate](super::gate).
+
+use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::thread::JoinHandle;
+use std::{os::unix::thread::JoinHandleExt, ptr};
+
+extern "C" fn interrupt_only(_: libc::c_int) {}
+
+fn number() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// Installs the empty handler, once per process.
+pub(super) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // SAFETY: all zeroes is a valid `sigaction`; the handler does nothing, so it may run at any time.
+        // Without SA_RESTART the interrupted call returns. The kernel refuses only invalid signal numbers.
+        unsafe {
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            action.sa_sigaction = interrupt_only as *const () as libc::sighandler_t;
+            libc::sigaction(number(), &action, ptr::null_mut());
+        }
+    });
+}
+
+/// Calls `spawn` so that the threads it starts take no signals that are sent to the process: those are for
+/// others, from a new thread's first moment on. Faults cannot be left to others, and a background job may stop
+/// where it prints.
+pub(super) fn left_to_others<T>(spawn: impl FnOnce() -> T) -> T {
+    let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTTOU];
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: the new set is initialised by `sigfillset`, the old one by the kernel. The mask is this thread's.
+    unsafe {
+        let mut blocked = MaybeUninit::uninit();
+        libc::sigfillset(blocked.as_mut_ptr());
+        for signal in kept {
+            libc::sigdelset(blocked.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr());
+    }
+    let spawned = spawn();
+    // SAFETY: as above; with valid arguments neither call fails.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    spawned
+}
+
+/// Lets the calling thread receive this module's signal, whatever mask it inherited.
+pub(super) fn unblock() {
+    // SAFETY: the set is initialised by `sigemptyset` before it is used.
+    unsafe {
+        let mut set = MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), number());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), ptr::null_mut());
+    }
+}
+
+/// Interrupts the system call in which `thread` is, if any.
+pub(super) fn send<T>(thread: &JoinHandle<T>) {
+    // SAFETY: a thread that has not been joined keeps its id valid, and the handle proves that it was not.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), number()) };
+}

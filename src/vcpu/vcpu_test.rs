@@ -1,0 +1,195 @@
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::bus::{BusBuilder, Claim, Device, Widths};
+use crate::hv::fake::{FakeHypervisor, Step};
+use crate::hv::{ExitKind, Hypervisor, InternalError, Vm};
+use crate::memory::{Layout, Options};
+
+/// A device that answers with what was written last, and ends the machine when it is written 0xee.
+#[derive(Default)]
+struct Mirror(Mutex<u64>);
+
+impl Device for Mirror {
+    fn read(&self, _offset: u64, _width: u8) -> u64 {
+        *self.0.lock().unwrap()
+    }
+
+    fn write(&self, _offset: u64, _width: u8, value: u64) -> Action {
+        *self.0.lock().unwrap() = value;
+        if value == 0xee { Action::Exit(7) } else { Action::None }
+    }
+}
+
+fn surroundings() -> Surroundings {
+    let mut builder = BusBuilder::new();
+    let mirror = Arc::new(Mirror::default());
+    let claim = Claim { name: "mirror", base: 0x10, len: 1, widths: Widths::BYTE };
+    builder.claim_ports(claim, Arc::clone(&mirror) as Arc<dyn Device>).unwrap();
+    let memory = GuestMemory::map(Layout::new(1 << 20, 48).unwrap(), Options::default()).unwrap();
+    Surroundings { bus: Arc::new(builder.build()), memory: Arc::new(memory) }
+}
+
+fn start(script: &[Step]) -> (FakeHypervisor, VcpuThread<impl Vcpu>, Receiver<Ending>) {
+    let hypervisor = FakeHypervisor::new(script);
+    let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
+    let (sender, endings) = channel();
+    let thread =
+        VcpuThread::spawn(0, vcpu, surroundings(), move |ending| sender.send(ending).unwrap()).unwrap();
+    (hypervisor, thread, endings)
+}
+
+fn run(script: &[Step]) -> (FakeHypervisor, Ending) {
+    let (hypervisor, thread, endings) = start(script);
+    thread.resume();
+    let ending = endings.recv_timeout(Duration::from_secs(10)).unwrap();
+    (hypervisor, ending)
+}
+
+fn write(value: u8) -> Step {
+    Step::PortWrite { port: 0x10, width: 1, data: vec![value] }
+}
+
+fn read() -> Step {
+    Step::PortRead { port: 0x10, width: 1, length: 1 }
+}
+
+#[test]
+fn accesses_reach_the_device_and_answers_reach_the_guest() {
+    let (hypervisor, ending) = run(&[write(0x42), read(), write(0xee)]);
+    assert_eq!(hypervisor.log().answers, [[0x42]]);
+    assert!(matches!(ending, Ending::Guest(Action::Exit(7))), "{ending:?}");
+}
+
+#[test]
+fn string_input_and_output_are_split_into_elements() {
+    let string = Step::PortWrite { port: 0x10, width: 1, data: vec![1, 2, 3] };
+    let input = Step::PortRead { port: 0x10, width: 1, length: 4 };
+    let (hypervisor, _) = run(&[string, input, write(0xee)]);
+    assert_eq!(hypervisor.log().answers, [[3, 3, 3, 3]]);
+}
+
+#[test]
+fn exits_are_counted_by_kind() {
+    let memory = Step::MemoryRead { address: 0xd000_0000, length: 4 };
+    let (_, thread, endings) = start(&[write(1), write(2), read(), memory, write(0xee)]);
+    thread.resume();
+    endings.recv_timeout(Duration::from_secs(10)).unwrap();
+    let counts: Vec<_> =
+        thread.counters().iter().filter(|(kind, _)| *kind != ExitKind::Interrupted).collect();
+    assert_eq!(counts, [(ExitKind::PioRead, 1), (ExitKind::PioWrite, 3), (ExitKind::MmioRead, 1)]);
+}
+
+#[test]
+fn a_vcpu_waits_until_it_is_resumed() {
+    let (hypervisor, thread, endings) = start(&[read(), write(0xee)]);
+    thread.wait_at_rest();
+    assert!(endings.try_recv().is_err());
+    assert!(hypervisor.log().answers.is_empty());
+    thread.resume();
+    assert!(endings.recv_timeout(Duration::from_secs(10)).is_ok());
+}
+
+#[test]
+fn a_spinning_vcpu_pauses_goes_on_and_stops() {
+    let (_, thread, endings) = start(&[Step::Spin, Step::Spin]);
+    for _ in 0..100 {
+        thread.resume();
+        thread.request_pause();
+        thread.wait_at_rest();
+    }
+    thread.resume();
+    thread.request_stop();
+    assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Stopped)));
+    thread.resume();
+    thread.wait_at_rest();
+}
+
+#[test]
+fn dropping_a_running_vcpu_stops_it() {
+    let (_, thread, endings) = start(&[]);
+    thread.resume();
+    drop(thread);
+    assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Stopped)));
+}
+
+#[test]
+fn a_failing_hypervisor_ends_the_thread_with_its_error() {
+    let (_, ending) = run(&[Step::Fail(libc::ENXIO)]);
+    assert!(matches!(&ending, Ending::Failed(error) if error.to_string().contains("cannot run the guest")));
+}
+
+#[test]
+fn a_panicking_device_ends_the_thread_and_not_the_process() {
+    struct Bomb;
+    impl Device for Bomb {
+        fn read(&self, _: u64, _: u8) -> u64 {
+            panic!("as the test wants")
+        }
+        fn write(&self, _: u64, _: u8, _: u64) -> Action {
+            Action::None
+        }
+    }
+    let mut builder = BusBuilder::new();
+    builder
+        .claim_ports(Claim { name: "bomb", base: 0x10, len: 1, widths: Widths::BYTE }, Arc::new(Bomb))
+        .unwrap();
+    let surroundings = Surroundings { bus: Arc::new(builder.build()), ..surroundings() };
+    let vcpu = FakeHypervisor::new([read()]).create_vm().unwrap().create_vcpu(0).unwrap();
+    let (sender, endings) = channel();
+    let thread =
+        VcpuThread::spawn(0, vcpu, surroundings, move |ending| sender.send(ending).unwrap()).unwrap();
+    thread.resume();
+    assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Panicked)));
+    thread.wait_at_rest();
+}
+
+#[test]
+fn a_fatal_exit_reports_registers_code_and_the_last_exits() {
+    let hypervisor = FakeHypervisor::new([
+        write(0x41),
+        read(),
+        read(),
+        Step::InternalError(InternalError { suberror: 1, data: vec![0xabc] }),
+    ]);
+    let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
+    vcpu.set_registers(&hv::Registers { rip: 0x1010, rbx: 0xb0b, ..Default::default() }).unwrap();
+    let surroundings = surroundings();
+    let code = [0xf3, 0x0f, 0xb8, 0xc1];
+    vm_memory::Bytes::write_slice(surroundings.memory.mapped(), &code, vm_memory::GuestAddress(0x1010))
+        .unwrap();
+    let (sender, endings) = channel();
+    let thread =
+        VcpuThread::spawn(0, vcpu, surroundings, move |ending| sender.send(ending).unwrap()).unwrap();
+    thread.resume();
+    let Ok(Ending::Fatal(report)) = endings.recv_timeout(Duration::from_secs(10)) else {
+        panic!("the exit was not fatal")
+    };
+    let text = report.to_string();
+    for expected in [
+        "the guest stopped on vcpu0: KVM had to run the guest's next instruction in software",
+        "KVM_EXIT_INTERNAL_ERROR, suberror 1, data 0xabc",
+        "rip 0000000000001010",
+        "rbx 0000000000000b0b",
+        "> f3 0f b8 c1 00",
+        "    port 0x10 <- 0x41\n    port 0x10 -> 0x41 (2 times)\n    internal-error\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn each_fatal_exit_is_told_apart() {
+    for (step, expected) in [
+        (Step::Shutdown, "triple fault"),
+        (Step::FailedEntry, "refused to enter"),
+        (Step::Unexpected(77), "exit reason 77"),
+    ] {
+        match run(&[step]).1 {
+            Ending::Fatal(report) => assert!(report.to_string().contains(expected), "{report}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(run(&[Step::Halt]).1, Ending::Halted));
+}
