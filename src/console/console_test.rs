@@ -33,7 +33,8 @@ fn on_terminal() -> (MutexGuard<'static, ()>, Console, Pty, File) {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let pty = cooked();
     let slave = || Handle::Owned(pty.slave.try_clone().unwrap());
-    let console = Console::on(slave(), slave()).unwrap();
+    let mut console = Console::on(slave(), slave());
+    console.take_terminal().unwrap();
     let master = File::from(pty.master.try_clone().unwrap());
     (turn, console, pty, master)
 }
@@ -41,7 +42,7 @@ fn on_terminal() -> (MutexGuard<'static, ()>, Console, Pty, File) {
 /// A console whose input is `input`, without output.
 fn on_input(input: impl Into<OwnedFd>) -> Console {
     let null = File::options().write(true).open("/dev/null").unwrap();
-    Console::on(Handle::Owned(input.into()), Handle::Owned(null.into())).unwrap()
+    Console::on(Handle::Owned(input.into()), Handle::Owned(null.into()))
 }
 
 /// Reads until something else than bytes comes, or until `enough` bytes are there.

@@ -63,6 +63,12 @@ pub enum Error {
     /// Two consoles, one terminal.
     #[error("the terminal on standard input is already the console of another machine in this process")]
     TerminalInUse,
+    /// The reader was stuck, and the guest was not to wait for it for ever.
+    #[error("console output is incomplete, {dropped} bytes are lost: its reader took nothing for too long")]
+    Unread {
+        /// How much is missing.
+        dropped: u64,
+    },
     /// Output ended before its time.
     #[error("console output ended early, {dropped} bytes are lost: {source}")]
     Output {
@@ -130,8 +136,15 @@ struct Interactive {
 }
 
 impl Console {
-    /// Connects a console.
+    /// Connects a console and takes the terminal, if it is on one.
     pub fn open(spec: &Spec) -> Result<Self, Error> {
+        let mut console = Self::connect(spec)?;
+        console.take_terminal()?;
+        Ok(console)
+    }
+
+    /// Connects a console, and leaves the terminal as it is until [`take_terminal`](Self::take_terminal).
+    pub fn connect(spec: &Spec) -> Result<Self, Error> {
         match spec {
             Spec::None => Ok(Self { output: Arc::new(Output::discard()), source: Source::None }),
             Spec::File(path) => Self::open_file(path),
@@ -142,7 +155,7 @@ impl Console {
                 let (input, output) = unsafe {
                     (BorrowedFd::borrow_raw(libc::STDIN_FILENO), BorrowedFd::borrow_raw(libc::STDOUT_FILENO))
                 };
-                Self::on(Handle::Inherited(input), Handle::Inherited(output))
+                Ok(Self::on(Handle::Inherited(input), Handle::Inherited(output)))
             }
         }
     }
@@ -171,22 +184,24 @@ impl Console {
         Ok(Self { output: Arc::new(Output::new(sink, timing)), source: Source::Pty(pty) })
     }
 
-    fn on(input: Handle, output: Handle) -> Result<Self, Error> {
-        let mut terminal = Terminal::behind(input.as_fd().as_raw_fd()).map(|terminal| Interactive {
+    fn on(input: Handle, output: Handle) -> Self {
+        let terminal = Terminal::behind(input.as_fd().as_raw_fd()).map(|terminal| Interactive {
             terminal,
             keys: Keys::default(),
             listening: false,
             leaving: false,
         });
-        if let Some(terminal) = &mut terminal {
-            terminal.take_if_ours().map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => Error::TerminalInUse,
-                _ => Error::Terminal { source },
-            })?;
-        }
         let output = Arc::new(Output::new(Sink::new(output), Timing::default()));
         let source = Source::Standard(Standard { terminal, handle: input, ended: false });
-        Ok(Self { output, source })
+        Self { output, source }
+    }
+
+    /// Makes the terminal raw, if input comes from one and this process is in its foreground.
+    pub fn take_terminal(&mut self) -> Result<(), Error> {
+        self.resume_terminal().map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => Error::TerminalInUse,
+            _ => Error::Terminal { source },
+        })
     }
 
     /// Where the guest's output goes.
@@ -247,9 +262,13 @@ impl Console {
     /// Writes what is left of the output, gives the terminal back and says whether output was complete.
     pub fn close(self) -> Result<(), Error> {
         let output = self.output();
+        // What nobody was attached to see is nobody's loss.
+        let may_drop = matches!(self.source, Source::Pty(_));
         drop(self);
+        let dropped = output.counters().bytes_dropped;
         match output.failure() {
-            Some(source) => Err(Error::Output { dropped: output.counters().bytes_dropped, source }),
+            Some(source) => Err(Error::Output { dropped, source }),
+            None if dropped > 0 && !may_drop => Err(Error::Unread { dropped }),
             None => Ok(()),
         }
     }

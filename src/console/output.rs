@@ -1,14 +1,15 @@
 //! The way of console output from the guest's processors to a descriptor.
 //!
 //! Processors [`push`](Output::push) bytes into a bounded queue and go on; one thread, `console`, writes them.
-//! Guests print byte by byte, so after each write the thread gathers for up to a millisecond before the next:
-//! a burst costs about one `write` per millisecond and a push that meets a gathering thread makes no system
+//! Guests print byte by byte, so after each write the thread gathers before the next, for up to four milliseconds:
+//! a burst costs one `write` for some hundred bytes, and a push that meets a gathering thread makes no system
 //! call. The very first byte is written by whoever pushes it: it is what people wait for, and neither making
 //! a thread (50 µs) nor waking one comes before it.
 //!
 //! A reader that does not read cannot hold the guest for ever: see [`push`](Output::push).
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ impl Default for Timing {
         Self {
             patience: Duration::from_secs(1),
             first_gather: Duration::from_micros(125),
-            longest_gather: Duration::from_millis(1),
+            longest_gather: Duration::from_millis(4),
         }
     }
 }
@@ -105,6 +106,12 @@ impl Output {
         self.shared.as_ref().is_some_and(|shared| shared.is_terminal())
     }
 
+    /// The pipe that it is written to, if it is one. Polled for no event at all, it tells when nobody can read
+    /// any longer (`POLLERR`).
+    pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.as_ref()?.pipe()
+    }
+
     /// Inserts a text of this program's own. Never waits: without room for it, it is left out.
     pub fn notify(&self, text: &str) {
         if let Some(shared) = &self.shared {
@@ -119,6 +126,11 @@ impl Output {
         if let Some(shared) = &self.shared {
             shared.release_waiters(released);
         }
+    }
+
+    /// Whether all that was pushed has been written, or never will be.
+    pub fn is_drained(&self) -> bool {
+        self.shared.as_ref().is_none_or(|shared| shared.is_drained())
     }
 
     /// Writes all that was pushed before and ends the writer; whatever is pushed later is dropped.

@@ -201,7 +201,7 @@ fn a_stuck_reader_costs_one_wait_and_then_bytes_and_the_loss_is_told() {
 
 #[test]
 fn a_loss_is_told_even_if_the_guest_prints_nothing_more() {
-    let (output, reader) = pipe(Duration::from_millis(20));
+    let (output, reader) = pipe(Duration::from_millis(200));
     output.push(&vec![b'.'; 2 * SOFT_BOUND]);
     let reader = read_all(reader);
     output.finish();

@@ -4,6 +4,7 @@
 //! and both modes work here.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +48,17 @@ impl Sink {
     pub fn is_terminal(&self) -> bool {
         // SAFETY: asks about a descriptor and touches no memory of ours.
         unsafe { libc::isatty(self.handle.as_fd().as_raw_fd()) == 1 }
+    }
+
+    /// The descriptor, if it is the end of a pipe or a socket.
+    pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.handle.as_fd();
+        let mut status = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the kernel fills in the structure, or fails.
+        let kind = unsafe {
+            (libc::fstat(fd.as_raw_fd(), status.as_mut_ptr()) == 0).then(|| status.assume_init().st_mode)
+        };
+        matches!(kind? & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK).then_some(fd)
     }
 
     /// Writes some of `bytes`, waiting for room as long as it takes; `Ok(0)` only after

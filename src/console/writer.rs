@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::sink::Sink;
 
 /// So many queued bytes end the gathering early.
 const ENOUGH: usize = 16 << 10;
-/// What the queue holds without growing: more than a guest prints in a millisecond by single bytes.
+/// What the queue holds without growing: more than a guest prints by single bytes while the thread gathers.
 const INITIAL_CAPACITY: usize = 2048;
 /// The most that is written at once. A pipe takes that much (`PIPE_BUF`) whole as soon as it is writable.
 const CHUNK: usize = 4096;
@@ -163,6 +164,10 @@ impl Shared {
 
     pub fn is_terminal(&self) -> bool {
         self.sink.is_terminal()
+    }
+
+    pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        self.sink.pipe()
     }
 
     pub fn start(self: &Arc<Self>) {
@@ -386,6 +391,13 @@ impl Shared {
             // The writer does not panic, and if it had there would be nothing to add.
             let _ = thread.join();
         }
+    }
+
+    /// Whether nothing is left to be written, or nothing can be.
+    pub fn is_drained(&self) -> bool {
+        let state = self.lock();
+        state.flow == Flow::Ended
+            || (state.queue.is_empty() && !state.direct && (state.phase == Phase::Idle || !state.started))
     }
 
     /// The writer's thread.
