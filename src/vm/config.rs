@@ -1,0 +1,194 @@
+//! The typed description of a machine: what the command line's flags build, and what library users fill in.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::boot;
+use crate::memory::{Options, human};
+
+/// What a machine is made of and what it boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Its memory.
+    pub memory: MemorySpec,
+    /// How many processors it has.
+    pub cpus: u32,
+    /// What it boots.
+    pub kernel: Kernel,
+    /// How the kernel is entered, where it leaves a choice.
+    pub entry: boot::Entry,
+    /// Take the kernel for a flat image and load it like this, whatever it looks like.
+    pub flat: Option<boot::Flat>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// The initial file system, if any.
+    pub initrd: Option<PathBuf>,
+}
+
+impl Default for Config {
+    /// One processor, 256 MiB, the embedded guest.
+    fn default() -> Self {
+        Self {
+            memory: MemorySpec::default(),
+            cpus: 1,
+            kernel: Kernel::Embedded,
+            entry: boot::Entry::Auto,
+            flat: None,
+            cmdline: String::new(),
+            initrd: None,
+        }
+    }
+}
+
+/// What a machine boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kernel {
+    /// The guest that is part of this program.
+    Embedded,
+    /// A file; its kind is found from its content.
+    File(PathBuf),
+    /// Bytes in memory; their kind is found from their content.
+    Bytes(Vec<u8>),
+}
+
+/// How much memory, and how the host backs it: `512M,hugepages,prefault`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySpec {
+    /// Bytes.
+    pub size: u64,
+    /// How the host backs it.
+    pub options: Options,
+}
+
+impl MemorySpec {
+    /// `size` bytes, backed when touched.
+    pub fn of_size(size: u64) -> Self {
+        Self { size, options: Options::default() }
+    }
+}
+
+impl Default for MemorySpec {
+    fn default() -> Self {
+        Self::of_size(256 << 20)
+    }
+}
+
+impl fmt::Display for MemorySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { hugepages, hugetlb, prefault } = self.options;
+        f.write_str(&human(self.size))?;
+        let words = [(hugepages, "hugepages"), (hugetlb, "hugetlb"), (prefault, "prefault")];
+        words.iter().filter(|(set, _)| *set).try_for_each(|(_, word)| write!(f, ",{word}"))
+    }
+}
+
+/// Why a text does not describe memory.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MemorySpecError {
+    /// The part before the first comma is no size.
+    #[error("{0:?} is not a size: write a whole number with K, M, G, T, P or E, as in 512M")]
+    Size(String),
+    /// The size has more than 64 bits.
+    #[error("{0} is more memory than any machine can address")]
+    TooLarge(String),
+    /// A word after a comma means nothing.
+    #[error("{0:?} says nothing about memory; there are hugepages, hugetlb and prefault")]
+    Word(String),
+    /// Two ways of backing that exclude each other.
+    #[error("hugepages (transparent) and hugetlb (reserved) exclude each other; choose one")]
+    Exclusive,
+}
+
+impl FromStr for MemorySpec {
+    type Err = MemorySpecError;
+
+    fn from_str(text: &str) -> Result<Self, MemorySpecError> {
+        let mut parts = text.split(',');
+        let mut spec = Self::of_size(parse_size(parts.next().unwrap_or_default())?);
+        for word in parts {
+            match word {
+                "hugepages" => spec.options.hugepages = true,
+                "hugetlb" => spec.options.hugetlb = true,
+                "prefault" => spec.options.prefault = true,
+                _ => return Err(MemorySpecError::Word(word.to_owned())),
+            }
+        }
+        match spec.options {
+            Options { hugepages: true, hugetlb: true, .. } => Err(MemorySpecError::Exclusive),
+            _ => Ok(spec),
+        }
+    }
+}
+
+/// A size in bytes, with an optional unit (powers of 1024): `512M`, `1GiB`, `1048576`.
+fn parse_size(text: &str) -> Result<u64, MemorySpecError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.to_ascii_lowercase();
+    let letter = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let shift = match letter {
+        "" if unit != "ib" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        "e" => 60,
+        _ => return Err(MemorySpecError::Size(text.to_owned())),
+    };
+    if number.is_empty() {
+        return Err(MemorySpecError::Size(text.to_owned()));
+    }
+    let too_large = || MemorySpecError::TooLarge(text.to_owned());
+    let number: u64 = number.parse().map_err(|_| too_large())?;
+    number.checked_mul(1 << shift).ok_or_else(too_large)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(text: &str) -> Result<u64, MemorySpecError> {
+        text.parse::<MemorySpec>().map(|spec| spec.size)
+    }
+
+    #[test]
+    fn sizes_are_read_with_and_without_units() {
+        assert_eq!(size("1048576"), Ok(1 << 20));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("512m"), Ok(512 << 20));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(size("64MB"), Ok(64 << 20));
+        assert_eq!(size("2G"), Ok(2 << 30));
+        assert_eq!(size("0"), Ok(0));
+        assert_eq!(size("1E"), Ok(1 << 60));
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "M", "-1", "+1", "1.5G", "512X", "512 M", " 1M", "1Mi", "1ib", "0x10", "1MM", "ⅧM"]
+        {
+            assert_eq!(size(text), Err(MemorySpecError::Size(text.to_owned())), "{text}");
+        }
+        for text in ["16E", "99999999999999999999", "18446744073709551616"] {
+            assert_eq!(size(text), Err(MemorySpecError::TooLarge(text.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_after_the_size_say_how_it_is_backed() {
+        let spec: MemorySpec = "512M,hugepages,prefault".parse().unwrap();
+        assert_eq!(spec.options, Options { hugepages: true, hugetlb: false, prefault: true });
+        assert_eq!("1G,huge".parse::<MemorySpec>(), Err(MemorySpecError::Word("huge".to_owned())));
+        assert_eq!("1G,".parse::<MemorySpec>(), Err(MemorySpecError::Word(String::new())));
+        assert_eq!("1G,hugetlb,hugepages".parse::<MemorySpec>(), Err(MemorySpecError::Exclusive));
+    }
+
+    #[test]
+    fn a_description_is_printed_as_it_is_written() {
+        for text in ["512M", "1G,prefault", "1025K,hugepages,prefault", "12345", "2T,hugetlb"] {
+            assert_eq!(text.parse::<MemorySpec>().unwrap().to_string(), text);
+        }
+    }
+}
