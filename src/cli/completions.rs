@@ -1,0 +1,29 @@
+//! `lodger completions`: scripts that teach a shell lodger's command line.
+
+use std::io::{self, Write};
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::AnyError;
+
+/// Print completions for a shell.
+#[derive(Args)]
+pub struct CompletionsArgs {
+    /// The shell they are for, as in `lodger completions bash > ~/.local/share/bash-completion/completions/lodger`
+    shell: Shell,
+}
+
+/// Prints the script to standard output.
+pub fn print(arguments: &CompletionsArgs) -> Result<(), AnyError> {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "lodger", &mut script);
+    let mut output = io::stdout();
+    match output.write_all(&script).and_then(|()| output.flush()) {
+        // A reader that went away wants no more of it.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write the completions: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,135 @@
+//! The command line: one file per subcommand, and what is printed. Knows nothing of KVM.
+
+mod completions;
+mod doctor;
+// mod doctor;
+mod run;
+mod say;
+mod signals;
+mod stats;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lodger::console;
+use lodger::vm::Timeline;
+use say::say;
+
+/// What went wrong, with everything behind it; printed as one line.
+type AnyError = Box<dyn Error>;
+
+const STATUSES: &str = "\
+Exit status of `run`:
+  0    the guest ended well (it reset the machine, or wrote 0 to the debug-exit port), or you left with Ctrl-A x
+  1    lodger could not do what was asked
+  2    the command line was not understood
+  101  the guest had a triple fault
+  102  KVM gave up, for example at an instruction it cannot run
+  103  the processor refused the guest's state
+  104  KVM came back for a reason that lodger does not know
+  N    the guest wrote N to the debug-exit port 0xf4 (choose other numbers than the above)
+  128+N  lodger was ended by signal N";
+
+const EXAMPLES: &str = "\
+Examples:
+  lodger                                      boot the embedded guest and talk to it
+  lodger run vmlinux --cmdline console=ttyS0  boot a kernel
+  printf 'exits\\nhalt\\n' | lodger run         let the embedded guest measure what a trap costs
+  lodger doctor                               what this host can do, and what to do about what it cannot
+
+RUST_LOG=debug tells more about what happens, on standard error.";
+
+/// A hosted hypervisor on Linux KVM: one guest, one ordinary process.
+#[derive(Parser)]
+#[command(name = "lodger", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// What `run` takes: without a subcommand, `lodger` runs.
+    #[command(flatten)]
+    run: run::RunArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a guest in this process [default]
+    #[command(after_help = STATUSES)]
+    Run(run::RunArgs),
+    /// Say what this host can do, and what to do about what it cannot
+    Doctor(doctor::DoctorArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs what the command line says; returns the process's exit status.
+pub fn main() -> ExitCode {
+    let timeline = Timeline::start();
+    share_one_heap();
+    // RUST_LOG chooses what is logged; by default warnings are, to standard error.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format(|out, record| {
+            // A raw terminal does not return to the left by itself.
+            let end = if console::terminal_is_raw() { "\r\n" } else { "\n" };
+            write!(out, "lodger: {}: {}{end}", record.level().as_str().to_lowercase(), record.args())
+        })
+        .init();
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        None => run::run(&arguments.run, timeline),
+        Some(Command::Run(run)) => run::run(&run, timeline),
+        Some(Command::Doctor(doctor)) => return doctor::doctor(&doctor),
+
+        Some(Command::Completions(completions)) => completions::print(&completions).map(|()| 0),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            say!("lodger: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lets all threads allocate from the one heap that is there already. A heap for each would cost every thread
+/// seven system calls and some memory at its start; what threads do while a guest runs allocates nothing.
+fn share_one_heap() {
+    // SAFETY: sets a number of the allocator; nothing else runs yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_subcommand_lodger_runs() {
+        assert!(Arguments::try_parse_from(["lodger"]).unwrap().command.is_none());
+        let arguments = Arguments::try_parse_from(["lodger", "--memory", "64M"]).unwrap();
+        assert!(arguments.command.is_none());
+        assert_eq!(arguments.run.memory.size, 64 << 20);
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_as_usage() {
+        for line in [
+            &["lodger", "run", "--memory", "much"][..],
+            &["lodger", "run", "--cpus", "two"],
+            &["lodger", "run", "--console", "teapot"],
+            &["lodger", "run", "--nonsense"],
+            &["lodger", "run", "one", "two"],
+        ] {
+            let error = Arguments::try_parse_from(line).err().expect("nonsense");
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! `lodger run`: boots a guest and connects it to the terminal.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use lodger::boot::{Entry, Flat};
+use lodger::console::{self, Console, Input, Output};
+use lodger::hv::Vm;
+use lodger::hv::kvm::Kvm;
+use lodger::vm::{Config, Kernel, Machine, MemorySpec, Outcome, Timeline};
+
+use super::AnyError;
+use super::say::say;
+use super::signals::{Signal, Signals};
+use super::stats;
+
+/// While the guest's input queue is full, how soon it is tried again.
+const RETRY_MILLISECONDS: i32 = 10;
+/// How much input is read at once.
+const INPUT_BUFFER: usize = 4096;
+
+/// Boot a guest in this process.
+#[derive(Args)]
+pub struct RunArgs {
+    /// What to boot: an ELF kernel or a flat image, told apart by content [default: the embedded guest]
+    kernel: Option<PathBuf>,
+
+    /// How much memory the guest has, and how the host backs it
+    ///
+    /// A size in K, M, G or T, and after commas:
+    ///   hugepages  ask for transparent 2 MiB pages
+    ///   hugetlb    take 2 MiB pages from the reserved pool
+    ///   prefault   touch all of it now
+    /// The host pays for memory when the guest touches it, so it may be more than the host has.
+    #[arg(short, long, value_name = "SIZE[,OPTION…]", default_value_t, verbatim_doc_comment)]
+    pub(super) memory: MemorySpec,
+
+    /// How many processors the guest has
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    cmdline: String,
+
+    /// The initial file system that is handed to the kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// How an ELF kernel is entered: pvh and linux64 insist on that protocol, auto prefers pvh
+    #[arg(long, value_name = "PROTOCOL", default_value_t)]
+    entry: Entry,
+
+    /// Take KERNEL for a flat image: where it is loaded, and whether it starts in real or long mode
+    ///
+    /// Without this, whatever is neither ELF nor bzImage is loaded at 0x100000 and starts in long mode.
+    #[arg(long, value_name = "ADDRESS[,real|long]", requires = "kernel")]
+    flat: Option<Flat>,
+
+    /// Where the guest's serial console is: stdio, pty, file=PATH or none
+    #[arg(long, value_name = "WHERE", default_value_t)]
+    console: console::Spec,
+
+    /// Print how long each phase of the start took, to standard error
+    #[arg(long)]
+    timing: bool,
+
+    /// Print what the guest did (exits by kind, accesses nobody answered), to standard error
+    #[arg(long)]
+    stats: bool,
+}
+
+impl RunArgs {
+    fn config(&self) -> Config {
+        Config {
+            memory: self.memory,
+            cpus: self.cpus,
+            kernel: self.kernel.clone().map_or(Kernel::Embedded, Kernel::File),
+            entry: self.entry,
+            flat: self.flat,
+            cmdline: self.cmdline.clone(),
+            initrd: self.initrd.clone(),
+        }
+    }
+}
+
+/// Runs the guest to its end; returns the process's exit status.
+pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
+    timeline.mark("command line read");
+    console::install_panic_hook();
+    console::catch_fatal_signals();
+    let kvm = Kvm::open()?;
+    timeline.mark("KVM opened and probed");
+    let mut console = Console::connect(&arguments.console)?;
+    let output = console.output();
+    let machine = Machine::build(&kvm, &arguments.config(), Arc::clone(&output) as _, &mut timeline)?;
+    if let Some(path) = console.pty_path() {
+        say!("lodger: the console is on {}", path.display());
+    }
+    // Building may take long (memory to be filled in). Until here signals end the process as they end any
+    // other, and the terminal is the user's.
+    let signals = Signals::block()?;
+    console.take_terminal()?;
+    machine.resume();
+    output.start();
+    let end = attend(&machine, &mut console, &signals);
+    machine.stop();
+    if matches!(end, Ok(End::Machine)) && console.pty_path().is_none() {
+        wait_for_reader(&output, &signals)?;
+    }
+    let on_terminal = console.is_interactive();
+    let complete = console.close();
+    if let Some(moment) = output.first_byte_at() {
+        timeline.mark_at("first byte of output", moment);
+    }
+    if arguments.timing {
+        stats::print_timing(&timeline);
+    }
+    if arguments.stats {
+        stats::print_stats(&machine);
+    }
+    if on_terminal && matches!(end, Ok(End::Left)) {
+        // The shell's prompt shall not follow on the guest's line.
+        say!("");
+    }
+    conclude(&machine, end?, complete)
+}
+
+/// Lets a slow reader have what the guest printed before it ended, until a signal says that this is enough. A
+/// pseudo-terminal may have no reader at all, so it is not waited for.
+fn wait_for_reader(output: &Output, signals: &Signals) -> io::Result<()> {
+    while !output.is_drained() {
+        let ready = wait([None, Some(signals.as_fd()), None, output.pipe()], RETRY_MILLISECONDS)?;
+        if ready[3] || matches!(signals.next(), Some(Signal::End(_))) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Why the guest is not attended any longer.
+enum End {
+    /// The machine has ended by itself.
+    Machine,
+    /// The user left with Ctrl-A x.
+    Left,
+    /// The console is a pipe whose reader is gone.
+    Unread,
+    /// A signal ended the process.
+    Signal(libc::c_int),
+}
+
+/// Says what is worth saying about the end, and finds the exit status.
+fn conclude<V: Vm>(
+    machine: &Machine<V>,
+    end: End,
+    complete: Result<(), console::Error>,
+) -> Result<u8, AnyError> {
+    let by_itself = matches!(end, End::Machine);
+    let status = match end {
+        End::Left => 0,
+        End::Signal(number) => u8::try_from(128 + number).unwrap_or(u8::MAX),
+        End::Unread => return Err("console output has no reader any longer, so the guest was ended".into()),
+        End::Machine => {
+            let outcome = machine.wait();
+            match outcome {
+                Outcome::Fatal(report) => {
+                    say!("lodger: {}", report.to_string().trim_end());
+                    if let Some(code) = machine.last_post_code() {
+                        say!("  last POST code: {code:#04x}");
+                    }
+                }
+                Outcome::Failed(_) | Outcome::Panicked => say!("lodger: {outcome}"),
+                _ => {}
+            }
+            outcome.status()
+        }
+    };
+    match complete {
+        Err(error) if by_itself && status == 0 => return Err(error.into()),
+        // Whoever ends a guest in the middle of its output does not expect all of it.
+        Err(console::Error::Unread { .. }) if !by_itself => {}
+        // The guest's own failure is the more important one.
+        Err(error) => say!("lodger: {error}"),
+        Ok(()) => {}
+    }
+    Ok(status)
+}
+
+/// Carries input to the guest until the machine ends, the user leaves or a signal arrives.
+fn attend<V: Vm>(machine: &Machine<V>, console: &mut Console, signals: &Signals) -> io::Result<End> {
+    let mut pump = Pump::default();
+    let output = console.output();
+    // A console without input says so at once, without there being anything to wait for.
+    pump.carry(machine, console, true)?;
+    loop {
+        let has_room = machine.serial().input_space() > 0;
+        let input = if pump.wants_input(has_room, console) { console.input() } else { None };
+        let events = [Some(machine.end_event()), Some(signals.as_fd()), input, output.pipe()];
+        let ready = wait(events, pump.timeout(has_room))?;
+        if ready[0] {
+            return Ok(End::Machine);
+        }
+        match signals.next() {
+            Some(Signal::End(number)) => return Ok(End::Signal(number)),
+            Some(Signal::Continue) => console.resume_terminal()?,
+            None => {}
+        }
+        if ready[3] {
+            return Ok(End::Unread);
+        }
+        if pump.carry(machine, console, ready[2])? {
+            return Ok(End::Left);
+        }
+    }
+}
+
+/// Waits until one of the first three descriptors is readable, or the last one, a pipe, cannot be written any
+/// more; says which are.
+fn wait(descriptors: [Option<BorrowedFd<'_>>; 4], timeout: i32) -> io::Result<[bool; 4]> {
+    // A negative descriptor is passed over.
+    let mut entries = descriptors.map(|fd| libc::pollfd {
+        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // Errors are reported unasked.
+    entries[3].events = 0;
+    // SAFETY: an array of initialised entries.
+    let result = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok([false; 4]) } else { Err(error) };
+    }
+    Ok(entries.map(|entry| entry.revents != 0))
+}
+
+fn unreadable(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read the console's input: {error}"))
+}
+
+/// Input on its way to the guest.
+#[derive(Default)]
+struct Pump {
+    /// Read, but not yet taken by the guest's serial port.
+    held: Vec<u8>,
+    ended: bool,
+}
+
+impl Pump {
+    /// A person may always type, so that Ctrl-A x works on a guest that reads nothing; what comes through a
+    /// pipe waits there until the guest has room.
+    fn wants_input(&self, has_room: bool, console: &Console) -> bool {
+        !self.ended && (console.is_interactive() || self.held.is_empty() && has_room)
+    }
+
+    /// Nothing tells when the guest has made room: then it is looked after.
+    fn timeout(&self, has_room: bool) -> i32 {
+        if self.held.is_empty() && (has_room || self.ended) { -1 } else { RETRY_MILLISECONDS }
+    }
+
+    /// Moves on what there is; whether the user wants to leave.
+    fn carry<V: Vm>(&mut self, machine: &Machine<V>, console: &mut Console, ready: bool) -> io::Result<bool> {
+        let mut buffer = [0; INPUT_BUFFER];
+        self.offer(machine);
+        while ready && !self.ended {
+            match console.read_input(&mut buffer).map_err(unreadable)? {
+                Input::Bytes(count) => {
+                    // A guest that reads nothing while somebody keeps typing loses what is typed last.
+                    if self.held.len() < INPUT_BUFFER {
+                        self.held.extend_from_slice(&buffer[..count]);
+                    }
+                    self.offer(machine);
+                    if !console.is_interactive() {
+                        break;
+                    }
+                }
+                Input::Leave => return Ok(true),
+                Input::End => self.ended = true,
+                Input::Nothing => break,
+            }
+        }
+        if self.ended && self.held.is_empty() {
+            machine.serial().end_input();
+        }
+        Ok(false)
+    }
+
+    fn offer<V: Vm>(&mut self, machine: &Machine<V>) {
+        let taken = machine.serial().offer_input(&self.held);
+        self.held.drain(..taken);
+    }
+}
