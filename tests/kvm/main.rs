@@ -1,0 +1,15 @@
+//! Tests on the real KVM, with guests of a few machine instructions each.
+//!
+//! They need a usable `/dev/kvm` and fail without one. `support` has what they share: the guests' code is
+//! assembled into this program, a [`support::Board`] runs it on bare `VcpuThread`s with devices of the test's
+//! own, and whole machines are built through `lodger::vm` as a library user would build them.
+
+mod exits;
+mod fatal;
+mod interrupts;
+mod machines;
+mod memory;
+mod processors;
+mod restore;
+mod stopping;
+mod support;
