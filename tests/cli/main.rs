@@ -1,0 +1,20 @@
+//! The `lodger` process as somebody at a shell uses it: arguments, pipes, terminals, signals, exit statuses.
+//!
+//! Every test starts the real program with the embedded guest or a file made for it. What is told apart is
+//! what a user sees: both outputs, the status, the terminal's modes, how long nothing happens.
+
+mod bad_files;
+mod bad_values;
+mod endings;
+mod file_console;
+mod host;
+mod input;
+mod many;
+mod output;
+mod printing;
+mod pty_console;
+mod signals;
+mod start;
+mod support;
+mod terminal;
+mod typing;
