@@ -321,3 +321,7 @@ fn enter(vcpu: &impl Vcpu, start: &Start) -> hv::Result<()> {
     vcpu.set_special_registers(&special)?;
     vcpu.set_registers(&general)
 }
+
+#[cfg(test)]
+#[path = "machine_test.rs"]
+mod tests;
