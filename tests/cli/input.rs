@@ -45,6 +45,13 @@ fn thousands_of_lines_written_at_once_are_all_answered_in_order() {
     assert_eq!(answers(&finished.stdout), numbers);
 }
 
+/// 64 KiB fill the serial port's queue to its last byte, with nothing held back that would have to be tried again.
+#[test]
+fn input_beyond_what_the_serial_port_keeps_follows_when_there_is_room() {
+    let line = format!("{}\n\n", "#".repeat(62));
+    lodger(guest(""), &format!("{}exit 7\n", line.repeat(2048))).with(7).silent();
+}
+
 #[test]
 fn a_file_of_commands_is_carried_out_to_its_end() {
     let scratch = Scratch::new();
