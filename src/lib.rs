@@ -14,6 +14,7 @@ pub mod host;
 pub mod hv;
 pub mod memory;
 pub mod saved;
+mod threads;
 pub mod vcpu;
 pub mod vm;
 pub mod x86;

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Once, OnceLock};
 use std::{io, mem, panic, ptr};
 
+use crate::threads::FAULTS;
+
 use super::pty::modes;
 
 /// A terminal with the modes it had before it became raw.
@@ -151,11 +153,8 @@ fn restore_whatever_happens() {
     });
 }
 
-const FATAL: [i32; 7] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
-
-/// What was to happen at the signals of [`FATAL`] before they were caught here.
-static PREVIOUS: OnceLock<[libc::sigaction; FATAL.len()]> = OnceLock::new();
+/// What was to happen at [`FAULTS`] before they were caught here.
+static PREVIOUS: OnceLock<[libc::sigaction; FAULTS.len()]> = OnceLock::new();
 
 /// Makes fatal signals give the terminal back, and `SIGBUS` explain itself; the process then dies of the
 /// signal as it would have. Called on its own when a terminal becomes raw.
@@ -163,8 +162,8 @@ pub fn catch_fatal_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: for a structure of integers and an optional function all zeroes are a value.
-        let mut previous: [libc::sigaction; FATAL.len()] = unsafe { mem::zeroed() };
-        for (signal, action) in FATAL.iter().zip(&mut previous) {
+        let mut previous: [libc::sigaction; FAULTS.len()] = unsafe { mem::zeroed() };
+        for (signal, action) in FAULTS.iter().zip(&mut previous) {
             // SAFETY: only asks; the kernel fills in the structure.
             unsafe { libc::sigaction(*signal, ptr::null(), action) };
         }
@@ -175,7 +174,7 @@ pub fn catch_fatal_signals() {
         action.sa_sigaction = handler as libc::sighandler_t;
         // The standard library gives each of its threads an alternate stack: a stack may be what overflowed.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        for signal in FATAL {
+        for signal in FAULTS {
             // SAFETY: the handler calls only what is safe in one, and the structure is complete.
             unsafe {
                 libc::sigemptyset(&mut action.sa_mask);
@@ -199,7 +198,7 @@ extern "C" fn on_fatal_signal(signal: i32, info: *mut libc::siginfo_t, _context:
     // A fault happens again when this handler returns, and then to whoever handled it before: the standard
     // library knows an overflowed stack. A signal that was sent does not come back by itself.
     let is_fault = code > 0 && !(signal == libc::SIGBUS && code == libc::BUS_MCEERR_AO);
-    let previous = PREVIOUS.get().zip(FATAL.iter().position(|fatal| *fatal == signal));
+    let previous = PREVIOUS.get().zip(FAULTS.iter().position(|fatal| *fatal == signal));
     // SAFETY: for a structure of integers and an optional function all zeroes are a value: SIG_DFL.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     if let (true, Some((previous, index))) = (is_fault, previous) {

@@ -175,7 +175,7 @@ fn fatal_signals_restore_the_terminal_and_stay_what_the_process_died_of() {
     assert_eq!(signal_that_ended("abort"), Some(libc::SIGABRT));
     // The standard library notices, says so and aborts.
     assert_eq!(signal_that_ended("overflow"), Some(libc::SIGABRT));
-    for signal in FATAL {
+    for signal in FAULTS {
         assert_eq!(signal_that_ended(&signal.to_string()), Some(signal));
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::output::{Counters, HARD_BOUND, SOFT_BOUND, Timing};
 use super::sink::Sink;
+use crate::threads;
 
 /// So many queued bytes end the gathering early.
 const ENOUGH: usize = 16 << 10;
@@ -268,7 +269,7 @@ impl Shared {
     fn spawn(self: &Arc<Self>) {
         let shared = Arc::clone(self);
         let writer = thread::Builder::new().name("console".to_owned()).stack_size(WRITER_STACK);
-        match writer.spawn(move || shared.run()) {
+        match threads::without_signals(|| writer.spawn(move || shared.run())) {
             Ok(thread) => {
                 let mut state = self.lock();
                 if state.flow != Flow::Ended {
@@ -402,7 +403,6 @@ impl Shared {
 
     /// The writer's thread.
     fn run(&self) {
-        leave_signals_to_others();
         let chunk = if self.sink.is_terminal() { TERMINAL_CHUNK } else { CHUNK };
         let mut gather = self.timing.first_gather;
         let mut state = self.lock();
@@ -473,19 +473,4 @@ fn copy_front(queue: &VecDeque<u8>, buffer: &mut [u8]) -> usize {
     let from_second = second.len().min(buffer.len() - from_first);
     buffer[from_first..from_first + from_second].copy_from_slice(&second[..from_second]);
     from_first + from_second
-}
-
-/// Blocks signals on this thread, whichever thread's mask it inherited: those to the process are for others.
-/// Faults cannot be left to anybody, and a background job whose user set `tostop` shall stop as usual.
-fn leave_signals_to_others() {
-    let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTTOU];
-    // SAFETY: a set of integers, initialised by `sigfillset`; the mask changed is this thread's.
-    unsafe {
-        let mut blocked: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut blocked);
-        for signal in kept {
-            libc::sigdelset(&mut blocked, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &blocked, std::ptr::null_mut());
-    }
 }

@@ -18,6 +18,7 @@ use std::thread::{Builder, JoinHandle};
 use crate::bus::{Action, Bus};
 use crate::hv::{self, Vcpu};
 use crate::memory::GuestMemory;
+use crate::threads;
 pub use counters::Counters;
 pub use fatal::{Cause, Code, FatalReport};
 use gate::{Gate, Pass, Wanted};
@@ -92,7 +93,7 @@ impl<V: Vcpu> VcpuThread<V> {
             for_thread.gate.end();
         };
         let builder = Builder::new().name(format!("vcpu{id}")).stack_size(STACK_SIZE);
-        let thread = signal::left_to_others(|| builder.spawn(life))
+        let thread = threads::without_signals(|| builder.spawn(life))
             .map_err(|source| hv::Error::Call { what: "start a thread for a processor", source })?;
         Ok(Self { id, shared, thread: Some(thread) })
     }

@@ -27,27 +27,6 @@ pub(super) fn install() {
     });
 }
 
-/// Calls `spawn` so that the threads it starts take no signals that are sent to the process: those are for
-/// others, from a new thread's first moment on. Faults cannot be left to others, and a background job may stop
-/// where it prints.
-pub(super) fn left_to_others<T>(spawn: impl FnOnce() -> T) -> T {
-    let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTTOU];
-    let mut before = MaybeUninit::uninit();
-    // SAFETY: the new set is initialised by `sigfillset`, the old one by the kernel. The mask is this thread's.
-    unsafe {
-        let mut blocked = MaybeUninit::uninit();
-        libc::sigfillset(blocked.as_mut_ptr());
-        for signal in kept {
-            libc::sigdelset(blocked.as_mut_ptr(), signal);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr());
-    }
-    let spawned = spawn();
-    // SAFETY: as above; with valid arguments neither call fails.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    spawned
-}
-
 /// Lets the calling thread receive this module's signal, whatever mask it inherited.
 pub(super) fn unblock() {
     // SAFETY: the set is initialised by `sigemptyset` before it is used.
