@@ -58,15 +58,12 @@ impl Gate {
         if state.wanted == Wanted::Stop {
             return;
         }
+        let may_be_inside = !state.waiting && !state.ended;
         state.wanted = wanted;
-        if wanted == Wanted::Stop && std::mem::take(&mut state.waiting) {
-            // It is not at rest any longer, but on its way to its end.
-            self.kick.set(true);
-            self.changed.notify_all();
-            return;
-        }
+        // One that waits and shall stop is not at rest any longer, but on its way to its end.
+        state.waiting &= wanted != Wanted::Stop;
         self.kick.set(wanted != Wanted::Run);
-        if wanted != Wanted::Run && !state.waiting && !state.ended {
+        if wanted != Wanted::Run && may_be_inside {
             signal();
         }
         self.changed.notify_all();

@@ -24,7 +24,7 @@ pub(super) fn until_interrupted<V: Vcpu>(
     counters: &Counters,
     history: &mut History,
 ) -> Left {
-    loop {
+    let (last, cause) = loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
             Err(error) => return Left::Ended(Ending::Failed(error)),
@@ -43,25 +43,16 @@ pub(super) fn until_interrupted<V: Vcpu>(
                 action
             }
             Exit::Interrupted => return Left::Interrupted,
-            other => {
-                history.push(Record::plain(kind));
-                return leave(other);
-            }
+            Exit::Halt => return Left::Ended(Ending::Halted),
+            Exit::Shutdown => break (kind, Cause::TripleFault),
+            Exit::InternalError(error) => break (kind, Cause::InternalError(error)),
+            Exit::FailedEntry { reason, cpu } => break (kind, Cause::FailedEntry { reason, cpu }),
+            Exit::Unexpected { reason } => break (kind, Cause::Unexpected { reason }),
         };
         if action != Action::None {
             return Left::Ended(Ending::Guest(action));
         }
-    }
-}
-
-/// What to do about exits that are no accesses.
-fn leave(exit: Exit<'_>) -> Left {
-    match exit {
-        Exit::Halt => Left::Ended(Ending::Halted),
-        Exit::Shutdown => Left::Fatal(Cause::TripleFault),
-        Exit::InternalError(error) => Left::Fatal(Cause::InternalError(error)),
-        Exit::FailedEntry { reason, cpu } => Left::Fatal(Cause::FailedEntry { reason, cpu }),
-        Exit::Unexpected { reason } => Left::Fatal(Cause::Unexpected { reason }),
-        Exit::Pio(_) | Exit::Mmio(_) | Exit::Interrupted => Left::Interrupted,
-    }
+    };
+    history.push(Record::plain(last));
+    Left::Fatal(cause)
 }
