@@ -107,6 +107,8 @@ pub trait Hypervisor {
 }
 
 /// The part of a local APIC's page that holds registers.
+///
+/// A 32-bit register at each multiple of 16.
 pub type LocalApic = [u8; 1024];
 
 /// Where a guest can ring a doorbell.

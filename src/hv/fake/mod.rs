@@ -282,7 +282,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn local_apic(&self) -> Result<LocalApic> {
-        let mut registers = [0; 1024];
+        let mut registers = [0; size_of::<LocalApic>()];
         registers.iter_mut().zip(&lock(&self.state).lapic).for_each(|(register, byte)| *register = *byte);
         Ok(registers)
     }
