@@ -2,7 +2,6 @@
 
 mod completions;
 mod doctor;
-// mod doctor;
 mod run;
 mod say;
 mod signals;
@@ -81,7 +80,6 @@ pub fn main() -> ExitCode {
         None => run::run(&arguments.run, timeline),
         Some(Command::Run(run)) => run::run(&run, timeline),
         Some(Command::Doctor(doctor)) => return doctor::doctor(&doctor),
-
         Some(Command::Completions(completions)) => completions::print(&completions).map(|()| 0),
     };
     match result {
