@@ -12,6 +12,7 @@ pub mod console;
 pub mod devices;
 pub mod host;
 pub mod hv;
+mod kernel_files;
 pub mod memory;
 pub mod saved;
 mod threads;

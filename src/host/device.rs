@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::files;
+use crate::kernel_files as files;
 
 const READ_WRITE_BY_GROUP: u32 = 0o060;
 const MODE_BITS: u32 = 0o7777;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::files::{self, number};
 use super::{Area, Row, Verdict};
+use crate::kernel_files::{self as files, number};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// The first Landlock version that also confines ioctl calls on devices.

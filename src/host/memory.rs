@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::device::{Permissions, try_open};
-use super::files::{self, chosen, field, number};
 use super::{Area, Row, Verdict};
+use crate::kernel_files::{self as files, bytes, chosen, field, number};
 
 const USERFAULTFD: &str = "/dev/userfaultfd";
 /// The command's own default for a guest.
@@ -44,11 +44,6 @@ fn rows(facts: &Facts) -> Vec<Row> {
 
 fn row(name: &str, verdict: Verdict, detail: impl Into<String>) -> Row {
     Row::new(Area::Memory, name, verdict, detail)
-}
-
-/// A field of `/proc/meminfo` in bytes.
-fn bytes(meminfo: &str, key: &str) -> Option<u64> {
-    number(field(meminfo, key)?.strip_suffix("kB")?)?.checked_mul(1024)
 }
 
 fn free(meminfo: Option<&str>) -> Row {

@@ -7,7 +7,6 @@
 //! effects, so that hosts that are not at hand can be tested.
 
 mod device;
-mod files;
 mod isolation;
 mod kvm;
 mod memory;

@@ -4,9 +4,9 @@ use std::io;
 use std::path::Path;
 
 use super::device::{Permissions, reason, try_open};
-use super::files::{self, field};
 use super::memory::close;
 use super::{Area, Row, Verdict};
+use crate::kernel_files::{self as files, field};
 
 const TUN: &str = "/dev/net/tun";
 /// Its number in the capability sets (capability.h).

@@ -1,7 +1,7 @@
 //! The host's processor and kernel.
 
-use super::files::{self, field};
 use super::{Area, Row, Verdict};
+use crate::kernel_files::{self as files, field};
 
 /// The first with MADV_POPULATE_WRITE, by which memory is prefaulted.
 const NEEDED_FOR_PREFAULT: (u32, u32) = (5, 14);

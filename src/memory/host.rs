@@ -8,6 +8,7 @@ use vm_memory::{
 };
 
 use super::{Error, Layout, Region};
+use crate::kernel_files::{self, bytes};
 
 const HUGE_PAGE: u64 = 2 << 20;
 const THP_SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -81,7 +82,7 @@ fn check_transparent_huge_pages() -> Result<(), Error> {
 
 /// Touching more than there is would have the kernel kill this process, or another one.
 fn check_available(size: u64) -> Result<(), Error> {
-    match fs::read_to_string("/proc/meminfo").ok().and_then(|info| available(&info)) {
+    match kernel_files::read("/proc/meminfo").and_then(|info| available(&info)) {
         Some(available) if size > available => Err(Error::PrefaultTooMuch { size, available }),
         _ => Ok(()),
     }
@@ -89,12 +90,8 @@ fn check_available(size: u64) -> Result<(), Error> {
 
 /// What can be had without taking memory from other processes, in bytes.
 fn available(info: &str) -> Option<u64> {
-    let kibibytes = |name: &str| {
-        let value = info.lines().find_map(|line| line.strip_prefix(name))?;
-        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
-    let swap = kibibytes("SwapFree:").unwrap_or(0);
-    kibibytes("MemAvailable:")?.checked_add(swap)?.checked_mul(1024)
+    let swap = bytes(info, "SwapFree").unwrap_or(0);
+    bytes(info, "MemAvailable")?.checked_add(swap)
 }
 
 fn map_region(region: &Region, whole: u64, options: Options) -> Result<GuestRegionMmap, Error> {

@@ -1,4 +1,4 @@
-//! Reading what the kernel tells in its small text files.
+//! Reading what the kernel tells in its small text files. `host/` and `memory/` rely on it; it relies on nothing.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,14 +8,14 @@ use std::io::Read;
 const MOST: u64 = 64 << 10;
 
 /// The text of a file, at most its first 64 KiB; nothing if it is not there or not readable.
-pub(super) fn read(path: &str) -> Option<String> {
+pub(crate) fn read(path: &str) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What stands behind `key` and the separator in the first line that has it, as in `/proc/meminfo`.
-pub(super) fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+pub(crate) fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
     text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         (name.trim() == key).then_some(value.trim())
@@ -23,14 +23,19 @@ pub(super) fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
 }
 
 /// The word in brackets of a switch like `always [madvise] never`.
-pub(super) fn chosen(text: &str) -> Option<&str> {
+pub(crate) fn chosen(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once('[')?;
     Some(rest.split_once(']')?.0)
 }
 
 /// A number that is all there is in a text.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
+}
+
+/// A field of `/proc/meminfo` in bytes.
+pub(crate) fn bytes(meminfo: &str, key: &str) -> Option<u64> {
+    number(field(meminfo, key)?.strip_suffix("kB")?)?.checked_mul(1024)
 }
 
 #[cfg(test)]
