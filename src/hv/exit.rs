@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::Msr;
+
 /// One exit, borrowed from the vCPU that made it: answers to reads are written into its `data`.
 #[derive(Debug)]
 pub enum Exit<'a> {
@@ -9,6 +11,13 @@ pub enum Exit<'a> {
     Pio(Pio<'a>),
     /// An access to a guest-physical address without memory behind it.
     Mmio(Mmio<'a>),
+    /// A write to a model-specific register that [`Vm::trap_msr_writes`](super::Vm::trap_msr_writes) named. It
+    /// has not been done; the guest goes on behind it, unless
+    /// [`Vcpu::refuse_msr_write`](super::Vcpu::refuse_msr_write) says otherwise.
+    MsrWrite(Msr),
+    /// The processor is about to execute the instruction at an address that
+    /// [`Vcpu::set_breakpoints`](super::Vcpu::set_breakpoints) was given.
+    Breakpoint,
     /// `hlt` in a machine without interrupt controller: nothing will wake this processor.
     Halt,
     /// A triple fault, or whatever else shuts a processor down.
@@ -84,6 +93,8 @@ pub enum ExitKind {
     PioWrite,
     MmioRead,
     MmioWrite,
+    MsrWrite,
+    Breakpoint,
     Halt,
     Shutdown,
     Interrupted,
@@ -94,11 +105,13 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in the order in which they are counted and printed.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::PioRead,
         Self::PioWrite,
         Self::MmioRead,
         Self::MmioWrite,
+        Self::MsrWrite,
+        Self::Breakpoint,
         Self::Halt,
         Self::Shutdown,
         Self::Interrupted,
@@ -114,6 +127,8 @@ impl ExitKind {
             Self::PioWrite => "pio-write",
             Self::MmioRead => "mmio-read",
             Self::MmioWrite => "mmio-write",
+            Self::MsrWrite => "msr-write",
+            Self::Breakpoint => "breakpoint",
             Self::Halt => "halt",
             Self::Shutdown => "shutdown",
             Self::Interrupted => "interrupted",
@@ -136,6 +151,8 @@ impl Exit<'_> {
                 Direction::Read => ExitKind::MmioRead,
                 Direction::Write => ExitKind::MmioWrite,
             },
+            Self::MsrWrite(_) => ExitKind::MsrWrite,
+            Self::Breakpoint => ExitKind::Breakpoint,
             Self::Halt => ExitKind::Halt,
             Self::Shutdown => ExitKind::Shutdown,
             Self::Interrupted => ExitKind::Interrupted,

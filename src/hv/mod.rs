@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use exit::{Direction, Exit, ExitKind, InternalError, Mmio, Pio};
 pub use state::{
-    CpuidEntry, DescriptorTable, Msr, Registers, SavedInterrupts, SavedVcpu, Segment, SpecialRegisters,
+    CpuidEntry, DescriptorTable, Exception, Msr, Registers, SavedInterrupts, SavedVcpu, Segment,
+    SpecialRegisters, Vectors,
 };
 
 /// Why the hypervisor could not do what it was asked.
@@ -99,6 +100,10 @@ pub trait Hypervisor {
     /// The CPUID leaves that a guest can be offered here.
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>>;
 
+    /// Whether the processor itself runs guests, as far as that can be told without running one. It is a hint:
+    /// what takes longer later can be prepared by it.
+    fn is_in_hardware(&self) -> bool;
+
     /// How many processors one guest can have.
     fn max_vcpus(&self) -> u32;
 
@@ -110,6 +115,9 @@ pub trait Hypervisor {
 ///
 /// A 32-bit register at each multiple of 16.
 pub type LocalApic = [u8; 1024];
+
+/// How many addresses the processor compares at once: it has so many debug registers for them.
+pub const MOST_BREAKPOINTS: usize = 4;
 
 /// Where a guest can ring a doorbell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +158,11 @@ pub trait Vm: Send + Sync + 'static {
     /// Lets `event` raise an interrupt without a call of its own.
     fn register_interrupt_event(&self, event: &EventFd, line: u32) -> Result<()>;
 
+    /// Makes guest writes to these model-specific registers exits, and only to these.
+    ///
+    /// Should be called before [`Vm::map_memory`]: on some hosts it costs 15 ms later.
+    fn trap_msr_writes(&self, indices: &[u32]) -> Result<()>;
+
     /// Reads the state of PIC, IOAPIC, PIT and the guest's clock.
     fn save_interrupts(&self) -> Result<SavedInterrupts>;
 
@@ -163,6 +176,17 @@ pub trait Kick: Send + Sync {
     /// instead of entering the guest. A vCPU that is inside the guest at this moment additionally needs a
     /// signal to its thread.
     fn set(&self, leave: bool);
+}
+
+/// What a processor does while it is not being run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes instructions.
+    Running,
+    /// It executed `hlt` and waits for an interrupt.
+    Halted,
+    /// It waits for another processor to start it.
+    NotStarted,
 }
 
 /// One processor of a virtual machine, to be run by one thread.
@@ -187,14 +211,63 @@ pub trait Vcpu: Send + 'static {
     /// Replaces segments, descriptor tables and control registers.
     fn set_special_registers(&self, registers: &SpecialRegisters) -> Result<()>;
 
+    /// The vector and floating-point registers.
+    fn read_vectors(&self, vectors: &mut Vectors) -> Result<()>;
+
+    /// Replaces the vector and floating-point registers.
+    fn set_vectors(&self, vectors: &Vectors) -> Result<()>;
+
+    /// Which kinds of vector state the guest has enabled: XCR0.
+    fn enabled_state(&self) -> Result<u64>;
+
+    /// Reads a model-specific register, if the hypervisor has it.
+    fn msr(&self, index: u32) -> Result<Option<u64>>;
+
+    /// Sets a model-specific register; tells whether the hypervisor took it.
+    fn set_msr(&self, msr: Msr) -> Result<bool>;
+
+    /// Sets model-specific registers, passing over those that the hypervisor refuses; tells how many it took.
+    fn set_msrs(&self, msrs: &[Msr]) -> Result<usize>;
+
+    /// Delivers an exception before the next instruction. Registers have to be set first: setting them
+    /// takes pending exceptions back.
+    fn raise(&self, exception: Exception) -> Result<()>;
+
+    /// Sets bits of DR6, by which a debug exception says why it was raised.
+    fn set_debug_status(&self, bits: u64) -> Result<()>;
+
+    /// Stops the processor, with [`Exit::Breakpoint`], before it executes an instruction at one of these linear
+    /// addresses. Those behind the first [`MOST_BREAKPOINTS`] are not heeded.
+    fn set_breakpoints(&self, at: &[u64]) -> Result<()>;
+
+    /// Gives the guest a general protection fault for the write that was the last exit,
+    /// [`Exit::MsrWrite`]: otherwise the guest believes that it was done.
+    fn refuse_msr_write(&mut self);
+
+    /// Makes reading and setting general registers, special registers and exceptions cheap at every exit, where
+    /// the hypervisor can; each exit costs a little more then. For those who need them at most exits.
+    fn exchange_registers(&mut self, on: bool);
+
+    /// Stops the processor, with [`Exit::Breakpoint`], after each instruction.
+    fn set_single_step(&self, on: bool) -> Result<()>;
+
     /// Decides what the guest's `cpuid` instruction answers.
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()>;
+
+    /// What the guest's `cpuid` instruction answers: not always what was decided, as there are hosts that show
+    /// some of their features whatever they are told.
+    fn cpuid(&self) -> Result<Vec<CpuidEntry>>;
 
     /// The registers of its local APIC, as they lie in the APIC's page.
     fn local_apic(&self) -> Result<LocalApic>;
 
     /// Replaces the registers of its local APIC.
     fn set_local_apic(&self, registers: &LocalApic) -> Result<()>;
+
+    /// What it would do if it were run now.
+    ///
+    /// Only meaningful after [`Vcpu::run`] returned [`Exit::Interrupted`], or before the first run.
+    fn activity(&self) -> Result<Activity>;
 
     /// The frequency of the guest's time stamp counter in kHz, where it is known.
     fn tsc_khz(&self) -> Option<u32>;

@@ -91,6 +91,34 @@ pub struct SpecialRegisters {
     pub interrupt_bitmap: [u64; 4],
 }
 
+/// The x87, SSE, AVX… registers, in the standard format of `xsave` as the host's processor lays it out.
+///
+/// Large enough for everything up to AVX-512; what is larger has to be enabled for a process first, and never is.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Vectors(pub [u8; 4096]);
+
+impl Default for Vectors {
+    fn default() -> Self {
+        Self([0; 4096])
+    }
+}
+
+impl std::fmt::Debug for Vectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Vectors")
+    }
+}
+
+/// An exception to be delivered before the next instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    /// Its number in the interrupt descriptor table.
+    pub vector: u8,
+    /// What is pushed, for the exceptions that push something.
+    pub error_code: Option<u32>,
+}
+
 /// One answer of the `cpuid` instruction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the registers that cpuid fills

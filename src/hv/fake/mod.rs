@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    CpuidEntry, Direction, Doorbell, Error, Exit, Hypervisor, InternalError, Kick, LocalApic, Mmio, Pio,
-    Registers, Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu, Vm,
+    Activity, CpuidEntry, Direction, Doorbell, Error, Exception, Exit, Hypervisor, InternalError, Kick,
+    LocalApic, Mmio, Msr, Pio, Registers, Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu,
+    Vectors, Vm,
 };
 
 /// One thing that a scripted processor does.
@@ -48,8 +49,20 @@ pub enum Step {
         /// How many bytes.
         length: usize,
     },
+    /// Writes to a model-specific register whose writes are exits.
+    MsrWrite(Msr),
+    /// Reaches the breakpoint.
+    Breakpoint,
     /// Runs inside the guest until it is kicked.
     Spin,
+    /// `hlt`, with these flags, in a machine with interrupt controllers: sleeps inside the guest until it is
+    /// kicked, and again.
+    Sleep {
+        /// The flags register.
+        rflags: u64,
+    },
+    /// Waits for another processor to start it, which never happens.
+    AwaitStart,
     /// `hlt` in a machine without interrupt controller.
     Halt,
     /// A triple fault.
@@ -67,6 +80,7 @@ pub enum Step {
 /// Hands out virtual machines whose processors all follow the same script, then spin.
 #[derive(Debug, Clone, Default)]
 pub struct FakeHypervisor {
+    in_hardware: bool,
     script: Vec<Step>,
     log: Arc<Mutex<FakeLog>>,
 }
@@ -82,12 +96,31 @@ pub struct FakeLog {
     pub interrupts: Vec<(u32, bool)>,
     /// What happened before the interrupt controller was created and after it.
     pub order: Vec<&'static str>,
+    /// Model-specific registers whose writes were made exits, each time.
+    pub trapped_msrs: Vec<Vec<u32>>,
+    /// Breakpoints that processors were given, each time.
+    pub breakpoints: Vec<Vec<u64>>,
+    /// Whether processors were to single-step, each time.
+    pub single_steps: Vec<bool>,
+    /// How many writes to model-specific registers were refused.
+    pub refused_msrs: usize,
+    /// What processors were told about exchanging registers at every exit.
+    pub exchanging: Vec<bool>,
+    /// Exceptions that processors were to deliver.
+    pub exceptions: Vec<Exception>,
+    /// Model-specific registers that were set.
+    pub msrs: Vec<Msr>,
 }
 
 impl FakeHypervisor {
     /// Processors of its machines do what `script` says.
     pub fn new(script: impl Into<Vec<Step>>) -> Self {
-        Self { script: script.into(), log: Arc::default() }
+        Self { in_hardware: true, script: script.into(), log: Arc::default() }
+    }
+
+    /// The same, but it says of itself that it runs guests in software.
+    pub fn in_software(self) -> Self {
+        Self { in_hardware: false, ..self }
     }
 
     /// What machines and processors were told so far.
@@ -109,6 +142,10 @@ impl Hypervisor for FakeHypervisor {
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
         Ok(vec![CpuidEntry { function: 0, eax: 1, ..Default::default() }])
+    }
+
+    fn is_in_hardware(&self) -> bool {
+        self.in_hardware
     }
 
     fn max_vcpus(&self) -> u32 {
@@ -150,6 +187,7 @@ impl Vm for FakeVm {
             kick: Arc::default(),
             buffer: Vec::new(),
             reading: false,
+            activity: Activity::Running,
             state: Mutex::default(),
         })
     }
@@ -164,6 +202,13 @@ impl Vm for FakeVm {
     }
 
     fn register_interrupt_event(&self, _event: &EventFd, _line: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn trap_msr_writes(&self, indices: &[u32]) -> Result<()> {
+        let mut log = lock(&self.log);
+        log.trapped_msrs.push(indices.to_vec());
+        log.order.push("trapped registers");
         Ok(())
     }
 
@@ -184,6 +229,7 @@ pub struct FakeVcpu {
     kick: Arc<FakeKick>,
     buffer: Vec<u8>,
     reading: bool,
+    activity: Activity,
     state: Mutex<SavedVcpu>,
 }
 
@@ -201,6 +247,14 @@ impl Kick for FakeKick {
 }
 
 impl FakeVcpu {
+    /// Does nothing until it is kicked; what it was at, it will be at then.
+    fn rest(&mut self, activity: Activity, step: Step) -> Result<Exit<'_>> {
+        self.activity = activity;
+        self.script.push_front(step);
+        self.spin();
+        Ok(Exit::Interrupted)
+    }
+
     fn spin(&self) {
         let leave = lock(&self.kick.leave);
         drop(self.kick.changed.wait_while(leave, |leave| !*leave));
@@ -215,6 +269,7 @@ impl Vcpu for FakeVcpu {
         if *lock(&self.kick.leave) {
             return Ok(Exit::Interrupted);
         }
+        self.activity = Activity::Running;
         let Some(step) = self.script.pop_front() else {
             self.spin();
             return Ok(Exit::Interrupted);
@@ -238,10 +293,17 @@ impl Vcpu for FakeVcpu {
                 self.buffer = vec![0; length];
                 Ok(Exit::Mmio(Mmio { address, direction: Direction::Read, data: &mut self.buffer }))
             }
+            Step::MsrWrite(msr) => Ok(Exit::MsrWrite(msr)),
+            Step::Breakpoint => Ok(Exit::Breakpoint),
             Step::Spin => {
                 self.spin();
                 Ok(Exit::Interrupted)
             }
+            Step::Sleep { rflags } => {
+                lock(&self.state).registers.rflags = rflags;
+                self.rest(Activity::Halted, step)
+            }
+            Step::AwaitStart => self.rest(Activity::NotStarted, step),
             Step::Halt => Ok(Exit::Halt),
             Step::Shutdown => Ok(Exit::Shutdown),
             Step::InternalError(error) => Ok(Exit::InternalError(error)),
@@ -276,9 +338,73 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
+    fn read_vectors(&self, vectors: &mut Vectors) -> Result<()> {
+        vectors.0.iter_mut().zip(&lock(&self.state).xsave).for_each(|(to, from)| *to = *from);
+        Ok(())
+    }
+
+    fn set_vectors(&self, vectors: &Vectors) -> Result<()> {
+        lock(&self.state).xsave = vectors.0.to_vec();
+        Ok(())
+    }
+
+    fn enabled_state(&self) -> Result<u64> {
+        let state = lock(&self.state);
+        Ok(state.xcrs.iter().find(|(number, _)| *number == 0).map_or(0, |&(_, value)| value))
+    }
+
+    fn msr(&self, index: u32) -> Result<Option<u64>> {
+        Ok(lock(&self.state).msrs.iter().find(|msr| msr.index == index).map(|msr| msr.value))
+    }
+
+    fn set_msr(&self, msr: Msr) -> Result<bool> {
+        let mut state = lock(&self.state);
+        state.msrs.retain(|other| other.index != msr.index);
+        state.msrs.push(msr);
+        lock(&self.log).msrs.push(msr);
+        Ok(true)
+    }
+
+    fn set_msrs(&self, msrs: &[Msr]) -> Result<usize> {
+        msrs.iter().try_for_each(|msr| self.set_msr(*msr).map(|_| ()))?;
+        Ok(msrs.len())
+    }
+
+    fn raise(&self, exception: Exception) -> Result<()> {
+        lock(&self.log).exceptions.push(exception);
+        Ok(())
+    }
+
+    fn set_debug_status(&self, bits: u64) -> Result<()> {
+        lock(&self.state).debug[4] |= bits;
+        Ok(())
+    }
+
+    fn set_single_step(&self, on: bool) -> Result<()> {
+        lock(&self.log).single_steps.push(on);
+        Ok(())
+    }
+
+    fn set_breakpoints(&self, at: &[u64]) -> Result<()> {
+        lock(&self.log).breakpoints.push(at.to_vec());
+        Ok(())
+    }
+
+    fn refuse_msr_write(&mut self) {
+        lock(&self.log).refused_msrs += 1;
+    }
+
+    fn exchange_registers(&mut self, on: bool) {
+        lock(&self.log).exchanging.push(on);
+    }
+
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
         lock(&self.state).cpuid = entries.to_vec();
         Ok(())
+    }
+
+    fn cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        Ok(lock(&self.state).cpuid.clone())
     }
 
     fn local_apic(&self) -> Result<LocalApic> {
@@ -290,6 +416,10 @@ impl Vcpu for FakeVcpu {
     fn set_local_apic(&self, registers: &LocalApic) -> Result<()> {
         lock(&self.state).lapic = registers.to_vec();
         Ok(())
+    }
+
+    fn activity(&self) -> Result<Activity> {
+        Ok(self.activity)
     }
 
     fn tsc_khz(&self) -> Option<u32> {

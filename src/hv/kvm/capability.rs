@@ -23,7 +23,7 @@ const fn optional(name: &'static str, cap: Cap, purpose: &'static str) -> Capabi
 }
 
 /// Every capability that lodger asks for, required ones first.
-pub const CAPABILITIES: [Capability; 17] = [
+pub const CAPABILITIES: [Capability; 20] = [
     required("KVM_CAP_USER_MEMORY", Cap::UserMemory, "to give a guest memory of this process"),
     required("KVM_CAP_SET_TSS_ADDR", Cap::SetTssAddr, "to run real-mode code on Intel processors"),
     required("KVM_CAP_EXT_CPUID", Cap::ExtCpuid, "to describe the processor to the guest"),
@@ -41,6 +41,13 @@ pub const CAPABILITIES: [Capability; 17] = [
     optional("KVM_CAP_ADJUST_CLOCK", Cap::AdjustClock, "to save the guest's clock"),
     optional("KVM_CAP_GET_TSC_KHZ", Cap::GetTscKhz, "to tell the guest the frequency of its clock"),
     optional("KVM_CAP_TSC_DEADLINE_TIMER", Cap::TscDeadlineTimer, "for the guest's most precise timer"),
+    optional(
+        "KVM_CAP_SET_GUEST_DEBUG",
+        Cap::SetGuestDebug,
+        "to complete system calls that KVM cannot deliver",
+    ),
+    optional("KVM_CAP_X86_MSR_FILTER", Cap::X86MsrFilter, "to complete system calls that KVM cannot deliver"),
+    optional("KVM_CAP_SYNC_REGS", Cap::SyncRegs, "to complete instructions quickly that KVM cannot run"),
 ];
 
 impl Capability {

@@ -1,10 +1,12 @@
 //! The real hypervisor: Linux KVM, through kvm-ioctls.
 
 mod capability;
+mod exchange;
 mod plain;
 mod vcpu;
 mod vm;
 
+use std::arch::x86_64::__cpuid;
 use std::ffi::CString;
 use std::io;
 use std::ops::RangeInclusive;
@@ -12,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Cap;
 
 use super::{CpuidEntry, Error, Hypervisor, Result};
 pub use capability::{CAPABILITIES, Capability};
@@ -25,6 +28,9 @@ pub const DEVICE: &str = "/dev/kvm";
 /// kernels leave out of their list of what is to be saved (measured on 6.18).
 const MEMORY_TYPE_RANGES: [RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
+/// In ECX of CPUID leaf 1: the local APIC's timer can wait for a value of the time stamp counter.
+const LEAF_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 
 /// An open `/dev/kvm` that speaks our version of the interface.
 #[derive(Debug)]
@@ -95,7 +101,21 @@ impl Hypervisor for Kvm {
             .fd
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|error| call("ask which processor features a guest can have", error))?;
-        Ok(cpuid.as_slice().iter().map(CpuidEntry::from).collect())
+        let mut entries: Vec<_> = cpuid.as_slice().iter().map(CpuidEntry::from).collect();
+        // Kernels before 6.14 tell this feature of their local APICs by a capability only.
+        if self.fd.check_extension(Cap::TscDeadlineTimer) {
+            let features = entries.iter_mut().filter(|entry| entry.function == 1);
+            features.for_each(|entry| entry.ecx |= LEAF_1_ECX_TSC_DEADLINE);
+        }
+        Ok(entries)
+    }
+
+    /// KVM's modules for VT-x and AMD-V insist on these bits. The second leaf is there on every 64-bit processor:
+    /// asking for the number of leaves first would be one question more, of 10 µs each inside another machine.
+    fn is_in_hardware(&self) -> bool {
+        const VMX: u32 = 1 << 5;
+        const SVM: u32 = 1 << 2;
+        __cpuid(1).ecx & VMX != 0 || __cpuid(0x8000_0001).ecx & SVM != 0
     }
 
     fn max_vcpus(&self) -> u32 {

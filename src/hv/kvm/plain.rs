@@ -21,6 +21,14 @@ pub(super) unsafe trait Plain: Default {
         unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }.to_vec()
     }
 
+    /// Copies the structure's bytes to `bytes`, which has as many.
+    fn copy_to(&self, bytes: &mut [u8]) {
+        // SAFETY: no padding, so all `size_of::<Self>()` bytes are initialised.
+        bytes.copy_from_slice(unsafe {
+            std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>())
+        });
+    }
+
     /// The structure with these bytes, if there are exactly as many as it has.
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut value = Self::default();

@@ -1,5 +1,6 @@
 //! One KVM vCPU: entering the guest, understanding why it came back, reading and writing its state.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -7,34 +8,70 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_run, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_guest_debug,
+    kvm_guest_debug_arch, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
+    kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 
 use super::call;
+use super::exchange::{Changed, Exchange};
 use super::plain::Plain;
 use super::vm::malformed;
 use crate::hv::{
-    CpuidEntry, Direction, Error, Exit, InternalError, Kick, LocalApic, Mmio, Msr, Pio, Registers, Result,
-    SavedVcpu, SpecialRegisters, Vcpu,
+    Activity, CpuidEntry, Direction, Error, Exception, Exit, InternalError, Kick, LocalApic,
+    MOST_BREAKPOINTS, Mmio, Msr, Pio, Registers, Result, SavedVcpu, SpecialRegisters, Vcpu, Vectors,
 };
 
 /// Where `immediate_exit` lies in `struct kvm_run`.
 const IMMEDIATE_EXIT_OFFSET: usize = std::mem::offset_of!(kvm_run, immediate_exit);
 const RUN_PAGE: usize = 4096;
+/// The bit of DR7 that is always set.
+const DR7_FIXED: u64 = 1 << 10;
+
+/// EFER and the bases of FS, GS and the local APIC, which can be reached in two ways.
+const MSRS_IN_SPECIAL_REGISTERS: [u32; 4] = [0xc000_0080, 0xc000_0100, 0xc000_0101, 0x1b];
 
 /// One KVM vCPU.
 #[derive(Debug)]
 pub struct KvmVcpu {
     fd: VcpuFd,
     run_size: usize,
+    exchange: Exchange,
+    /// What it is told to stop at while it does not single-step.
+    breakpoints: Cell<kvm_guest_debug_arch>,
+    stepping: Cell<bool>,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, run_size: usize) -> Self {
-        Self { fd, run_size }
+    /// `can_exchange`: whether this KVM has `KVM_CAP_SYNC_REGS`.
+    pub(super) fn new(fd: VcpuFd, run_size: usize, can_exchange: bool) -> Self {
+        let exchange = Exchange::new(can_exchange);
+        Self { fd, run_size, exchange, breakpoints: Cell::default(), stepping: Cell::default() }
+    }
+
+    fn set_general(&self, registers: &kvm_regs) -> Result<()> {
+        self.fd.set_regs(registers).map_err(|error| call("set a processor's registers", error))
+    }
+
+    fn set_special(&self, registers: &kvm_sregs) -> Result<()> {
+        self.fd.set_sregs(registers).map_err(|error| call("set a processor's control registers", error))
+    }
+
+    fn set_events(&self, events: &kvm_vcpu_events) -> Result<()> {
+        self.fd.set_vcpu_events(events).map_err(|error| call("set pending events", error))
+    }
+
+    /// Brings everything into the processor that would travel with the next entry, for calls that depend on it
+    /// or change the same state in another way.
+    fn settle(&self) -> Result<()> {
+        let Changed { general, special, events } = self.exchange.take_back();
+        general.map_or(Ok(()), |general| self.set_general(&general))?;
+        special.map_or(Ok(()), |special| self.set_special(&special))?;
+        events.map_or(Ok(()), |events| self.set_events(&events))
     }
 
     /// What the kernel left in `struct kvm_run`. kvm-ioctls' own exit type merges the elements of string I/O
@@ -70,6 +107,12 @@ impl KvmVcpu {
                 let direction = if mmio.is_write == 0 { Direction::Read } else { Direction::Write };
                 Ok(Exit::Mmio(Mmio { address: mmio.phys_addr, direction, data: &mut mmio.data[..length] }))
             }
+            KVM_EXIT_X86_WRMSR => {
+                // SAFETY: as above.
+                let msr = unsafe { run.__bindgen_anon_1.msr };
+                Ok(Exit::MsrWrite(Msr { index: msr.index, value: msr.data }))
+            }
+            KVM_EXIT_DEBUG => Ok(Exit::Breakpoint),
             KVM_EXIT_HLT => Ok(Exit::Halt),
             KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
             KVM_EXIT_INTR => Ok(Exit::Interrupted),
@@ -87,6 +130,18 @@ impl KvmVcpu {
             }
             reason => Ok(Exit::Unexpected { reason }),
         }
+    }
+
+    /// Single-steps, or else stops at breakpoints.
+    fn set_guest_debug(&self) -> Result<()> {
+        let arch = self.breakpoints.get();
+        let control = match self.stepping.get() {
+            true => KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+            false if arch.debugreg[7] != 0 => KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+            false => 0,
+        };
+        let debug = kvm_guest_debug { control, arch, ..Default::default() };
+        self.fd.set_guest_debug(&debug).map_err(|error| call("set breakpoints", error))
     }
 
     fn save_msrs(&self, indices: &[u32]) -> Result<Vec<Msr>> {
@@ -109,7 +164,19 @@ impl KvmVcpu {
     /// Sets every register that can be set. One that is refused is an error only where its value would
     /// differ from the saved one: some hosts list registers that they do not let anybody write.
     fn restore_msrs(&self, saved: &[Msr]) -> Result<()> {
-        let mut rest = saved;
+        for refused in self.set_msrs_but_refused(saved)? {
+            if self.msr(refused.index)? != Some(refused.value) {
+                return Err(Error::MsrRefused { index: refused.index });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets every register that can be set; returns the others.
+    fn set_msrs_but_refused(&self, values: &[Msr]) -> Result<Vec<Msr>> {
+        let mut refused = Vec::new();
+        let mut rest = values;
+        // The kernel stops at the first register it does not take: go on behind it.
         while !rest.is_empty() {
             let entries: Vec<_> = rest
                 .iter()
@@ -119,15 +186,10 @@ impl KvmVcpu {
                 .fd
                 .set_msrs(&msrs(&entries)?)
                 .map_err(|error| call("set model-specific registers", error))?;
-            if let Some(refused) = rest.get(set) {
-                let now = self.save_msrs(&[refused.index])?;
-                if now.first().is_none_or(|msr| msr.value != refused.value) {
-                    return Err(Error::MsrRefused { index: refused.index });
-                }
-            }
+            refused.extend(rest.get(set));
             rest = rest.get(set + 1..).unwrap_or_default();
         }
-        Ok(())
+        Ok(refused)
     }
 }
 
@@ -141,6 +203,9 @@ fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs> {
 
 impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit<'_>> {
+        if self.exchange.is_used() {
+            self.exchange.hand_over(&mut self.fd);
+        }
         match self.fd.run() {
             Ok(_) => self.exit(),
             // EAGAIN: a processor that was waiting for its start-up interrupt has got it.
@@ -154,30 +219,148 @@ impl Vcpu for KvmVcpu {
     }
 
     fn registers(&self) -> Result<Registers> {
+        if let Some(general) = self.exchange.general(&self.fd) {
+            return Ok(Registers::from(&general));
+        }
         let registers = self.fd.get_regs().map_err(|error| call("read a processor's registers", error))?;
         Ok(Registers::from(&registers))
     }
 
     fn set_registers(&self, registers: &Registers) -> Result<()> {
-        self.fd.set_regs(&registers.into()).map_err(|error| call("set a processor's registers", error))
+        let registers = registers.into();
+        if self.exchange.is_used() {
+            self.exchange.change(|changed| changed.general = Some(registers));
+            return Ok(());
+        }
+        self.set_general(&registers)
     }
 
     fn special_registers(&self) -> Result<SpecialRegisters> {
+        if let Some(special) = self.exchange.special(&self.fd) {
+            return Ok(SpecialRegisters::from(&special));
+        }
         let special =
             self.fd.get_sregs().map_err(|error| call("read a processor's control registers", error))?;
         Ok(SpecialRegisters::from(&special))
     }
 
     fn set_special_registers(&self, registers: &SpecialRegisters) -> Result<()> {
-        self.fd
-            .set_sregs(&registers.into())
-            .map_err(|error| call("set a processor's control registers", error))
+        let registers = registers.into();
+        if self.exchange.is_used() {
+            self.exchange.change(|changed| changed.special = Some(registers));
+            return Ok(());
+        }
+        self.set_special(&registers)
+    }
+
+    fn read_vectors(&self, vectors: &mut Vectors) -> Result<()> {
+        let xsave = self.fd.get_xsave().map_err(|error| call("read the vector registers", error))?;
+        xsave.copy_to(&mut vectors.0);
+        Ok(())
+    }
+
+    fn set_vectors(&self, vectors: &Vectors) -> Result<()> {
+        let xsave = kvm_xsave::from_bytes(&vectors.0).ok_or(malformed("set the vector registers"))?;
+        // SAFETY: the structure is complete, and no larger state was enabled for this process.
+        unsafe { self.fd.set_xsave(&xsave) }.map_err(|error| call("set the vector registers", error))
+    }
+
+    fn enabled_state(&self) -> Result<u64> {
+        let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;
+        let entries = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize);
+        Ok(entries.into_iter().find(|entry| entry.xcr == 0).map_or(0, |entry| entry.value))
+    }
+
+    fn msr(&self, index: u32) -> Result<Option<u64>> {
+        if MSRS_IN_SPECIAL_REGISTERS.contains(&index) && self.exchange.has_changes() {
+            self.settle()?;
+        }
+        Ok(self.save_msrs(&[index])?.first().map(|msr| msr.value))
+    }
+
+    fn set_msr(&self, msr: Msr) -> Result<bool> {
+        self.settle()?;
+        let entry = kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() };
+        let set = self
+            .fd
+            .set_msrs(&msrs(&[entry])?)
+            .map_err(|error| call("set a model-specific register", error))?;
+        Ok(set == 1)
+    }
+
+    fn set_msrs(&self, msrs: &[Msr]) -> Result<usize> {
+        let refused = self.set_msrs_but_refused(msrs)?;
+        for Msr { index, value } in &refused {
+            log::debug!("KVM does not take the value {value:#x} for the model-specific register {index:#x}");
+        }
+        Ok(msrs.len() - refused.len())
+    }
+
+    fn raise(&self, exception: Exception) -> Result<()> {
+        let mut events = match self.exchange.events(&self.fd) {
+            Some(events) => events,
+            None => self.fd.get_vcpu_events().map_err(|error| call("read pending events", error))?,
+        };
+        events.exception.injected = 1;
+        events.exception.pending = 0;
+        events.exception.nr = exception.vector;
+        events.exception.has_error_code = exception.error_code.is_some().into();
+        events.exception.error_code = exception.error_code.unwrap_or(0);
+        // No optional part: an NMI or a start-up interrupt that has arrived meanwhile would be lost.
+        events.flags = 0;
+        if self.exchange.is_used() {
+            self.exchange.change(|changed| changed.events = Some(events));
+            return Ok(());
+        }
+        self.set_events(&events)
+    }
+
+    fn set_debug_status(&self, bits: u64) -> Result<()> {
+        let mut debug = self.fd.get_debug_regs().map_err(|error| call("read the debug registers", error))?;
+        debug.dr6 |= bits;
+        self.fd.set_debug_regs(&debug).map_err(|error| call("set the debug registers", error))
+    }
+
+    fn set_breakpoints(&self, at: &[u64]) -> Result<()> {
+        let mut debug = kvm_guest_debug_arch::default();
+        for (number, &address) in at.iter().take(MOST_BREAKPOINTS).enumerate() {
+            debug.debugreg[number] = address;
+            // Local and global enable bits of this one; its kind stays 0, execution.
+            debug.debugreg[7] |= 3 << (2 * number) | DR7_FIXED;
+        }
+        self.breakpoints.set(debug);
+        self.set_guest_debug()
+    }
+
+    fn refuse_msr_write(&mut self) {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason == KVM_EXIT_X86_WRMSR {
+            run.__bindgen_anon_1.msr.error = 1;
+        }
+    }
+
+    fn exchange_registers(&mut self, on: bool) {
+        self.exchange.switch(on, &mut self.fd);
+    }
+
+    fn set_single_step(&self, on: bool) -> Result<()> {
+        self.stepping.set(on);
+        self.set_guest_debug()
     }
 
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
+        self.settle()?;
         let entries: Vec<_> = entries.iter().map(Into::into).collect();
         let cpuid = CpuId::from_entries(&entries).map_err(|_| malformed("describe the processor"))?;
         self.fd.set_cpuid2(&cpuid).map_err(|error| call("describe the processor to the guest", error))
+    }
+
+    fn cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        let cpuid = self
+            .fd
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| call("read the processor's description", error))?;
+        Ok(cpuid.as_slice().iter().map(CpuidEntry::from).collect())
     }
 
     fn local_apic(&self) -> Result<LocalApic> {
@@ -186,8 +369,18 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_local_apic(&self, registers: &LocalApic) -> Result<()> {
+        self.settle()?;
         let lapic = kvm_lapic_state { regs: registers.map(|byte| byte as _) };
         self.fd.set_lapic(&lapic).map_err(|error| call("set the local APIC", error))
+    }
+
+    fn activity(&self) -> Result<Activity> {
+        let state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED => Activity::Halted,
+            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Activity::NotStarted,
+            _ => Activity::Running,
+        })
     }
 
     fn tsc_khz(&self) -> Option<u32> {
@@ -195,10 +388,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&self, msrs: &[u32]) -> Result<SavedVcpu> {
-        let cpuid = self
-            .fd
-            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|error| call("read the processor's description", error))?;
+        self.settle()?;
         let xsave = self.fd.get_xsave().map_err(|error| call("read the vector registers", error))?;
         let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;
         let debug = self.fd.get_debug_regs().map_err(|error| call("read the debug registers", error))?;
@@ -210,7 +400,7 @@ impl Vcpu for KvmVcpu {
         Ok(SavedVcpu {
             registers: self.registers()?,
             special: self.special_registers()?,
-            cpuid: cpuid.as_slice().iter().map(CpuidEntry::from).collect(),
+            cpuid: self.cpuid()?,
             msrs: self.save_msrs(msrs)?,
             xsave: xsave.to_bytes(),
             xcrs: xcrs.collect(),
@@ -242,6 +432,8 @@ impl Vcpu for KvmVcpu {
         let xsave = kvm_xsave::from_bytes(xsave).ok_or(malformed("set the vector registers"))?;
         let lapic = lapic.as_slice().try_into().map_err(|_| malformed("set the local APIC"))?;
         let events = kvm_vcpu_events::from_bytes(events).ok_or(malformed("set pending events"))?;
+        // What was on its way belongs to the state that is replaced.
+        self.exchange.take_back();
         self.set_cpuid(cpuid)?;
         if let Some(khz) = tsc_khz.filter(|&khz| Some(khz) != self.tsc_khz()) {
             self.fd.set_tsc_khz(khz).map_err(|error| call("set the clock frequency", error))?;
@@ -249,8 +441,8 @@ impl Vcpu for KvmVcpu {
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: *mp_state })
             .map_err(|error| call("set the processor's mode", error))?;
-        self.set_registers(registers)?;
-        self.set_special_registers(special)?;
+        self.set_general(&registers.into())?;
+        self.set_special(&special.into())?;
         // SAFETY: the structure is complete, and no larger state was enabled for this process.
         unsafe { self.fd.set_xsave(&xsave) }.map_err(|error| call("set the vector registers", error))?;
         self.fd
@@ -261,7 +453,7 @@ impl Vcpu for KvmVcpu {
         self.fd.set_debug_regs(&debug).map_err(|error| call("set the debug registers", error))?;
         self.set_local_apic(lapic)?;
         self.restore_msrs(msrs)?;
-        self.fd.set_vcpu_events(&events).map_err(|error| call("set pending events", error))
+        self.set_events(&events)
     }
 }
 

@@ -3,10 +3,13 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
-    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::{
+    Cap, IoEventAddress, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, NoDatamatch, VmFd,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::plain::Plain;
@@ -70,7 +73,7 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&self, id: u32) -> Result<KvmVcpu> {
         let fd = self.fd.create_vcpu(id.into()).map_err(|error| call("create a virtual processor", error))?;
-        Ok(KvmVcpu::new(fd, self.fd.run_size()))
+        Ok(KvmVcpu::new(fd, self.fd.run_size(), self.fd.check_extension(Cap::SyncRegs)))
     }
 
     fn set_interrupt_line(&self, line: u32, high: bool) -> Result<()> {
@@ -89,6 +92,28 @@ impl Vm for KvmVm {
 
     fn register_interrupt_event(&self, event: &EventFd, line: u32) -> Result<()> {
         self.fd.register_irqfd(event, line).map_err(|error| call("register an interrupt event", error))
+    }
+
+    fn trap_msr_writes(&self, indices: &[u32]) -> Result<()> {
+        let user_space = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [KVM_MSR_EXIT_REASON_FILTER.into(), 0, 0, 0],
+            ..Default::default()
+        };
+        self.fd
+            .enable_cap(&user_space)
+            .map_err(|error| call("see writes to model-specific registers", error))?;
+        // A clear bit denies the one register of each range, and what is denied becomes an exit.
+        let range = |&base: &u32| MsrFilterRange {
+            flags: MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count: 1,
+            bitmap: &[0],
+        };
+        let ranges: Vec<_> = indices.iter().map(range).collect();
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+            .map_err(|error| call("see writes to model-specific registers", error))
     }
 
     fn save_interrupts(&self) -> Result<SavedInterrupts> {
