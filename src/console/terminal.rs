@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Once, OnceLock};
 use std::{io, mem, panic, ptr};
 
-use crate::threads::FAULTS;
+use crate::threads::{self, FAULTS};
 
 use super::pty::modes;
 
@@ -187,30 +187,19 @@ pub fn catch_fatal_signals() {
 const BUS_ERROR: &str = "lodger: bus error: the host could not provide a page of memory \
     (no huge pages left, a memory failure, or a mapped file that was cut short)\n";
 
-extern "C" fn on_fatal_signal(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn on_fatal_signal(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if threads::recovered(info, context) {
+        return;
+    }
     restore_terminal();
     // SAFETY: the kernel passes a valid structure.
-    let code = unsafe { (*info).si_code };
-    if signal == libc::SIGBUS && code > 0 {
+    let info = unsafe { &*info };
+    if signal == libc::SIGBUS && info.si_code > 0 {
         // SAFETY: writes a constant.
         unsafe { libc::write(libc::STDERR_FILENO, BUS_ERROR.as_ptr().cast(), BUS_ERROR.len()) };
     }
-    // A fault happens again when this handler returns, and then to whoever handled it before: the standard
-    // library knows an overflowed stack. A signal that was sent does not come back by itself.
-    let is_fault = code > 0 && !(signal == libc::SIGBUS && code == libc::BUS_MCEERR_AO);
     let previous = PREVIOUS.get().zip(FAULTS.iter().position(|fatal| *fatal == signal));
-    // SAFETY: for a structure of integers and an optional function all zeroes are a value: SIG_DFL.
-    let mut action: libc::sigaction = unsafe { mem::zeroed() };
-    if let (true, Some((previous, index))) = (is_fault, previous) {
-        action = previous[index];
-    }
-    // SAFETY: both calls are safe in signal handlers. The signal is blocked until this one returns.
-    unsafe {
-        libc::sigaction(signal, &action, ptr::null_mut());
-        if !is_fault {
-            libc::raise(signal);
-        }
-    }
+    threads::hand_on(signal, info, previous.map(|(previous, index)| &previous[index]));
 }
 
 #[cfg(test)]

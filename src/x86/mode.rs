@@ -9,6 +9,8 @@ use super::segments;
 
 /// Protection enable.
 pub const CR0_PE: u64 = 1 << 0;
+/// Write protection of pages holds for the supervisor, too.
+pub const CR0_WP: u64 = 1 << 16;
 /// Extension type: always set on processors of this millennium.
 pub const CR0_ET: u64 = 1 << 4;
 /// Paging.
@@ -19,6 +21,14 @@ pub const CR4_PSE: u64 = 1 << 4;
 pub const CR4_PAE: u64 = 1 << 5;
 /// Five-level paging.
 pub const CR4_LA57: u64 = 1 << 12;
+/// The supervisor executes no user pages.
+pub const CR4_SMEP: u64 = 1 << 20;
+/// The supervisor touches user pages only when it says so.
+pub const CR4_SMAP: u64 = 1 << 21;
+/// Pages can be barred from execution.
+pub const EFER_NXE: u64 = 1 << 11;
+/// Control-flow enforcement.
+pub const CR4_CET: u64 = 1 << 23;
 /// Long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// Long mode active.
@@ -40,12 +50,13 @@ pub enum InitialState {
         /// Initial SP.
         stack: u16,
     },
-    /// 32-bit protected mode without paging, all segments flat: what the PVH protocol asks for.
+    /// 32-bit protected mode without paging, all segments flat: what the PVH protocol and the 32-bit Linux boot
+    /// protocol ask for.
     Protected {
         /// Where execution starts.
         entry: u32,
-        /// EBX: the address of what the protocol hands over.
-        parameters: u32,
+        /// The address of what the protocol hands over, and the register that holds it. The others are 0.
+        parameters: Parameters,
         /// Address of a table with [`segments::boot_table`] of [`segments::code32`].
         descriptors: u64,
     },
@@ -64,6 +75,15 @@ pub enum InitialState {
     },
 }
 
+/// What a protocol hands over in 32-bit mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parameters {
+    /// EBX, as PVH wants it.
+    Ebx(u32),
+    /// ESI, as Linux wants it.
+    Esi(u32),
+}
+
 impl InitialState {
     /// The registers of a processor that starts like this. `reset` is what the hypervisor reports after it
     /// created the processor: the APIC base in it is kept, everything else that matters is set.
@@ -71,12 +91,12 @@ impl InitialState {
         match *self {
             Self::Real { entry, stack } => real(reset, entry, stack),
             Self::Protected { entry, parameters, descriptors } => {
-                let general = Registers {
-                    rip: u64::from(entry),
-                    rbx: u64::from(parameters),
-                    rflags: RFLAGS,
-                    ..Registers::default()
+                let (rbx, rsi) = match parameters {
+                    Parameters::Ebx(address) => (u64::from(address), 0),
+                    Parameters::Esi(address) => (0, u64::from(address)),
                 };
+                let general =
+                    Registers { rip: u64::from(entry), rbx, rsi, rflags: RFLAGS, ..Registers::default() };
                 let special = SpecialRegisters {
                     cs: segments::code32(),
                     cr0: CR0_PE | CR0_ET,
@@ -103,6 +123,16 @@ impl InitialState {
                 (general, special)
             }
         }
+    }
+}
+
+/// The linear address of the instruction that a processor with these registers executes next.
+pub fn linear_rip(general: &Registers, special: &SpecialRegisters) -> u64 {
+    const LINEAR_32: u64 = 0xffff_ffff;
+    match special.cs.long {
+        // In 64-bit code segment bases do not count.
+        true => general.rip,
+        false => special.cs.base.wrapping_add(general.rip) & LINEAR_32,
     }
 }
 
@@ -161,6 +191,8 @@ fn kept(reset: &SpecialRegisters) -> SpecialRegisters {
 mod tests {
     use super::*;
 
+    const MIB: u32 = 1 << 20;
+
     /// What KVM reports for a boot processor at reset.
     fn reset() -> SpecialRegisters {
         SpecialRegisters {
@@ -187,7 +219,11 @@ mod tests {
 
     #[test]
     fn protected_mode_is_what_the_pvh_specification_demands() {
-        let state = InitialState::Protected { entry: 0x100_0000, parameters: 0x1100, descriptors: 0x1000 };
+        let state = InitialState::Protected {
+            entry: 0x100_0000,
+            parameters: Parameters::Ebx(0x1100),
+            descriptors: 0x1000,
+        };
         let (general, special) = state.registers(&reset());
         assert_eq!((general.rip, general.rbx, general.rflags), (0x100_0000, 0x1100, 2));
         assert_eq!(special.cr0, CR0_PE | CR0_ET);
@@ -197,6 +233,17 @@ mod tests {
             assert_eq!((segment.base, segment.limit), (0, u32::MAX));
         }
         assert_eq!((special.tr.base, special.tr.limit, special.tr.kind), (0, 0x67, 0xb));
+    }
+
+    #[test]
+    fn protected_mode_is_what_the_linux_32_bit_protocol_demands() {
+        let state =
+            InitialState::Protected { entry: MIB, parameters: Parameters::Esi(0x2000), descriptors: 0x1000 };
+        let (general, special) = state.registers(&reset());
+        assert_eq!((general.rip, general.rsi, general.rflags), (u64::from(MIB), 0x2000, 2));
+        assert_eq!((general.rbp, general.rdi, general.rbx), (0, 0, 0));
+        assert_eq!((special.cs.selector, special.ds.selector, special.es.selector), (0x10, 0x18, 0x18));
+        assert_eq!((special.ss.selector, special.cr0 & CR0_PG), (0x18, 0));
     }
 
     #[test]
@@ -223,7 +270,7 @@ mod tests {
     fn the_apic_base_is_kept_and_leftovers_are_not() {
         for state in [
             InitialState::Real { entry: 0, stack: 0 },
-            InitialState::Protected { entry: 0, parameters: 0, descriptors: 0 },
+            InitialState::Protected { entry: 0, parameters: Parameters::Ebx(0), descriptors: 0 },
             InitialState::Long { entry: 0, parameters: 0, stack: 0, page_tables: 0, descriptors: 0 },
         ] {
             let (_, special) = state.registers(&reset());
