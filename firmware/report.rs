@@ -5,6 +5,7 @@ use crate::boot::{Boot, Protocol};
 use crate::clock::{self, Clock, Source};
 use crate::format::{Size, Text};
 use crate::machine::Machine;
+use crate::processors::Socket;
 use crate::{port, print, println, processors, serial};
 
 const KEYBOARD_DATA: u16 = 0x60;
@@ -30,11 +31,19 @@ pub fn processor() {
     if !brand.trimmed().is_empty() {
         print!("{}\n              ", Text(brand.trimmed()));
     }
-    println!(
+    let socket = processors::Socket::find();
+    print!(
         "{}, family {family:#x}, model {model:#x}, stepping {stepping}; {} by CPUID",
         Text(vendor.trimmed()),
-        processors::count()
+        socket.processors()
     );
+    match socket {
+        Socket { cores: 1, threads: 1, .. } => println!(),
+        Socket { number, cores, threads: 1 } => println!("\n              socket {number}: {cores} cores"),
+        Socket { number, cores, threads } => {
+            println!("\n              socket {number}: {cores} cores of {threads} threads each");
+        }
+    }
     match processors::hypervisor() {
         Some(name) => println!("  hypervisor  {}", Text(name.trimmed())),
         None => println!("  hypervisor  none that shows itself"),

@@ -14,7 +14,8 @@ pub fn memory(machine: &Machine, arguments: &str) -> Outcome {
 pub fn processor(machine: &Machine, arguments: &str) -> Outcome {
     nothing_more(arguments)?;
     report::processor();
-    println!("  started     {} by INIT and SIPI, with this one", processors::start_all(&machine.clock));
+    let running = processors::start_all(&machine.clock);
+    println!("  started     {} by INIT and SIPI, with this one: local APICs {running}", running.count());
     Ok(())
 }
 
