@@ -24,6 +24,17 @@ const MAX_NOTES_SIZE: u64 = 64 << 10;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the note that holds the PVH entry point.
 const PVH_NOTE: u32 = 18;
 const PVH_NOTE_NAME: &[u8] = b"Xen\0";
+/// Who every Linux kernel since 4.18 says wrote some of its notes (`LINUX_ELFNOTE_BUILD_SALT`).
+const LINUX_NOTE_NAME: &[u8] = b"Linux\0";
+
+/// Whether a file is an ELF image for this kind of processor. Its header may still say what cannot be.
+pub fn is_bootable(file: &[u8]) -> bool {
+    let Some(bytes) = file.first_chunk::<HEADER_SIZE>() else { return false };
+    let header: elf::Elf64_Ehdr = from_bytes(bytes);
+    bytes.starts_with(MAGIC)
+        && header.e_ident[elf::EI_CLASS] == elf::ELFCLASS64
+        && header.e_machine == elf::EM_X86_64
+}
 
 /// What an ELF kernel asks for.
 #[derive(Debug)]
@@ -152,12 +163,23 @@ impl Kernel {
     pub fn pvh_entry(&self, image: &Image<'_>) -> Result<Option<u32>, Error> {
         for notes in &self.notes {
             let found = notes.read(image)?;
-            let entry = notes.pvh_entry(&found).map_err(|problem| image.refuse(problem))?;
+            let entry = notes
+                .find(&found, |kind, name| kind == PVH_NOTE && name == PVH_NOTE_NAME)
+                .and_then(|contents| contents.map(address).transpose())
+                .map_err(|problem| image.refuse(problem))?;
             if entry.is_some() {
                 return Ok(entry);
             }
         }
         Ok(None)
+    }
+
+    /// Whether its notes say that it is Linux. Notes that cannot be read say nothing.
+    pub fn is_linux(&self, image: &Image<'_>) -> bool {
+        self.notes.iter().any(|notes| {
+            let Ok(found) = notes.read(image) else { return false };
+            matches!(notes.find(&found, |_, name| name == LINUX_NOTE_NAME), Ok(Some(_)))
+        })
     }
 }
 
@@ -178,7 +200,12 @@ impl Notes {
         Ok(found)
     }
 
-    fn pvh_entry(&self, notes: &[u8]) -> Result<Option<u32>, Problem> {
+    /// The contents of the first note that is `wanted` by its type and name.
+    fn find<'n>(
+        &self,
+        notes: &'n [u8],
+        wanted: impl Fn(u32, &[u8]) -> bool,
+    ) -> Result<Option<&'n [u8]>, Problem> {
         let mut at = 0;
         // What is left behind the last note and is too short for another one is padding.
         while let Some(header) = notes.get(at..at + NOTE_HEADER_SIZE) {
@@ -191,8 +218,8 @@ impl Notes {
             let Some((contents, next)) = self.field(notes, contents_start, header.n_descsz) else {
                 return Err(truncated);
             };
-            if header.n_type == PVH_NOTE && name == PVH_NOTE_NAME {
-                return address(contents).map(Some);
+            if wanted(header.n_type, name) {
+                return Ok(Some(contents));
             }
             at = next;
         }

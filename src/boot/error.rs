@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryError;
 use crate::memory::{HOLE_END, HOLE_START, Layout, Region, human};
 use crate::x86::paging;
 
-use super::map;
+use super::{bzimage, payload};
 
 /// What a file was to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Role {
     Kernel,
     /// The initial file system.
     Initrd,
+    /// Where the kernel's symbols are.
+    Symbols,
 }
 
 impl fmt::Display for Role {
@@ -24,6 +26,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::Symbols => "symbol file",
         })
     }
 }
@@ -79,23 +82,46 @@ pub enum Error {
     },
     /// The initrd finds no room.
     #[error(
-        "cannot load initrd {name}: it has {size} bytes, but the largest free piece of the guest's memory below \
-         3G has {free}; give the guest more memory (--memory)"
+        "cannot load initrd {}, but the largest free piece of the guest's memory below {} has {free}; {}",
+        initrd_files(.files, *.size),
+        human(*.below),
+        initrd_advice(*.more_helps)
     )]
     InitrdTooLarge {
-        /// Its path or name.
-        name: String,
-        /// Its size.
+        /// Path or name, and size, of each of its files.
+        files: Vec<(String, u64)>,
+        /// How much room they take together.
         size: u64,
         /// How much would fit.
         free: u64,
+        /// Where the memory ends in which it has to lie.
+        below: u64,
+        /// Whether there would be more room if the guest had more memory.
+        more_helps: bool,
     },
     /// The command line is too long.
-    #[error("the command line has {length} bytes, a kernel takes at most {}", map::COMMAND_LINE_ROOM - 1)]
+    #[error("the command line has {length} bytes, {} takes at most {most}", if *.own {"this kernel"} else {"a kernel"})]
     CommandLineTooLong {
         /// Its length.
         length: usize,
+        /// The most that is possible.
+        most: usize,
+        /// Whether it is this very kernel that takes no more.
+        own: bool,
     },
+    /// There are more devices than can be described.
+    #[error(
+        "the ACPI tables of this machine take {size:#x} bytes, there is room for {room:#x}: it has too many devices"
+    )]
+    AcpiTooLarge {
+        /// How long they are.
+        size: u64,
+        /// The room for them.
+        room: u64,
+    },
+    /// The operating system gives no random bytes.
+    #[error("cannot get random bytes for the guest's kernel: {0}")]
+    Random(io::Error),
     /// The command line has a zero in it, where the kernel would see its end.
     #[error("the command line has a zero byte at position {at}")]
     CommandLineZero {
@@ -112,8 +138,10 @@ pub enum Error {
 pub enum Part {
     /// The `PT_LOAD` entry with this number among the program headers.
     Segment(usize),
-    /// A flat image, all of it.
+    /// A flat image, all of it; of a bzImage what is not for real mode.
     Image,
+    /// Where a bzImage unpacks its kernel, apart from where it lies itself.
+    Workspace,
 }
 
 impl fmt::Display for Part {
@@ -121,6 +149,7 @@ impl fmt::Display for Part {
         match self {
             Self::Segment(number) => write!(f, "segment {number}"),
             Self::Image => f.write_str("the image"),
+            Self::Workspace => f.write_str("the room into which the image unpacks its kernel"),
         }
     }
 }
@@ -149,9 +178,15 @@ impl From<Region> for Range {
 /// What is wrong with a kernel.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// A bzImage.
-    #[error("bzImage kernels are not supported yet; unpack it to a vmlinux (`extract-vmlinux`)")]
-    BzImage,
+    /// A bzImage's setup header.
+    #[error(transparent)]
+    BzImage(#[from] bzimage::Problem),
+    /// A bzImage's payload.
+    #[error(transparent)]
+    Payload(#[from] payload::Problem),
+    /// A bzImage's own entry was asked for.
+    #[error("it is an ELF image; only a bzImage has code of its own to be entered by (--entry image)")]
+    NoImageEntry,
     /// The file ends within the ELF header.
     #[error("truncated: an ELF header has 64 bytes, the file has {found}")]
     HeaderTruncated {
@@ -270,6 +305,16 @@ pub enum Problem {
         /// What is needed.
         boot_data: Range,
     },
+    /// It lies where lodger puts tables that describe the machine.
+    #[error("{part} ({place}) overlaps {tables}, where lodger puts ACPI and MP tables: place it elsewhere")]
+    OnTables {
+        /// What is in the way.
+        part: Part,
+        /// Where it lies.
+        place: Range,
+        /// What is needed.
+        tables: Range,
+    },
     /// Nothing is loaded where execution starts.
     #[error(
         "its {which} entry point {entry:#x} is in none of the segments' contents (physical addresses count)"
@@ -332,6 +377,25 @@ pub enum Problem {
         /// Why.
         source: paging::Error,
     },
+}
+
+/// Names the files of an initrd and says how large they are.
+fn initrd_files(files: &[(String, u64)], size: u64) -> String {
+    match files {
+        [(name, _)] => format!("{name}: it has {size} bytes"),
+        _ => {
+            let files: Vec<_> = files.iter().map(|(name, size)| format!("{name} ({size} bytes)")).collect();
+            format!("{}: together they take {size} bytes", files.join(", "))
+        }
+    }
+}
+
+fn initrd_advice(more_helps: bool) -> &'static str {
+    if more_helps {
+        "give the guest more memory (--memory)"
+    } else {
+        "no more of it can be had, so it has to become smaller"
+    }
 }
 
 /// Advises how to make memory cover `place`.

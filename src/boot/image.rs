@@ -42,6 +42,7 @@ pub(super) struct Image<'a> {
 enum Contents<'a> {
     File(File),
     Bytes(&'a [u8]),
+    Unpacked(Vec<u8>),
 }
 
 impl<'a> Image<'a> {
@@ -80,6 +81,12 @@ impl<'a> Image<'a> {
         Ok(Self { role, name, size: metadata.len(), contents: Contents::File(file) })
     }
 
+    /// What was found packed in this one.
+    pub fn unpacked(&self, contents: Vec<u8>) -> Self {
+        let name = format!("{} (unpacked)", self.name).into();
+        Self { role: self.role, name, size: contents.len() as u64, contents: Contents::Unpacked(contents) }
+    }
+
     /// How many bytes there are.
     pub fn size(&self) -> u64 {
         self.size
@@ -94,10 +101,8 @@ impl<'a> Image<'a> {
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         match &self.contents {
             Contents::File(file) => file.read_exact_at(buffer, offset).map_err(|error| self.failed(error)),
-            Contents::Bytes(bytes) => {
-                buffer.copy_from_slice(self.part(bytes, offset, buffer.len() as u64)?);
-                Ok(())
-            }
+            Contents::Bytes(bytes) => self.read_bytes(bytes, offset, buffer),
+            Contents::Unpacked(bytes) => self.read_bytes(bytes, offset, buffer),
         }
     }
 
@@ -105,11 +110,26 @@ impl<'a> Image<'a> {
     pub fn copy_to(&self, memory: &GuestMemory, offset: u64, size: u64, address: u64) -> Result<(), Error> {
         match &self.contents {
             Contents::File(file) => self.copy_file(file, memory, offset, size, address),
-            Contents::Bytes(bytes) => {
-                let part = self.part(bytes, offset, size)?;
-                Ok(memory.mapped().write_slice(part, GuestAddress(address))?)
-            }
+            Contents::Bytes(bytes) => self.copy_bytes(bytes, memory, offset, size, address),
+            Contents::Unpacked(bytes) => self.copy_bytes(bytes, memory, offset, size, address),
         }
+    }
+
+    fn read_bytes(&self, bytes: &[u8], offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        buffer.copy_from_slice(self.part(bytes, offset, buffer.len() as u64)?);
+        Ok(())
+    }
+
+    fn copy_bytes(
+        &self,
+        bytes: &[u8],
+        memory: &GuestMemory,
+        offset: u64,
+        size: u64,
+        address: u64,
+    ) -> Result<(), Error> {
+        let part = self.part(bytes, offset, size)?;
+        Ok(memory.mapped().write_slice(part, GuestAddress(address))?)
     }
 
     fn copy_file(

@@ -7,6 +7,7 @@
 //! 0x00000  ┬ interrupt vectors and BIOS data of real mode: left alone
 //! 0x00500  ┼ stack for the first instructions, growing down from 0x01000
 //! 0x01000  ┼ descriptor table                      ┐
+//! 0x01040  │ Linux: a seed of random bytes         │
 //! 0x01100  │ PVH: start information, 56 bytes      │ one page, all that PVH needs
 //! 0x01140  │ PVH: list of modules, one entry       │
 //! 0x01180  │ PVH: memory map                       │
@@ -14,14 +15,20 @@
 //! 0x02000  ┼ Linux: boot parameters ("zero page")
 //! 0x03000  ┼ long mode: page tables, six pages as a rule, 64 at most
 //! 0x43000  ┼ free
-//! 0x9fc00  ┼ extended BIOS data   ┐
-//! 0xa0000  ┼ video memory, ROMs   ┘ memory that the guest is told is not free
+//! 0x9fc00  ┼ MP: floating pointer ┐
+//! 0xa0000  │ video memory, ROMs   │ memory that the guest is told is not free
+//! 0xe0000  │ ACPI tables          │
+//! 0xf0000  │ MP: table            ┘
 //! 0x100000 ┴ the kernel, as a rule; the embedded guest is linked here
 //! ```
 //!
+//! Where a kernel would look for them by itself: the floating pointer in the last KiB of base memory, the ACPI
+//! root pointer at the start of the 128 KiB below 1 MiB. Linux takes everything below 1 MiB for itself anyway,
+//! so that tables there cost a guest no memory, and seeds below 64 KiB are never in its way.
+//!
 //! What a protocol does not use stays untouched and free for the kernel. Used by the rest of `boot/`.
 
-use crate::memory::{Layout, Region};
+use crate::memory::{Layout, PAGE_SIZE, Region};
 
 /// End of what real mode has at the start of memory.
 pub const BIOS_DATA_END: u64 = 0x500;
@@ -29,6 +36,8 @@ pub const BIOS_DATA_END: u64 = 0x500;
 pub const STACK: u64 = 0x1000;
 /// The descriptor table.
 pub const DESCRIPTORS: u64 = 0x1000;
+/// Linux: a list of one `setup_data` with a seed for the kernel's random numbers.
+pub const SEED: u64 = 0x1040;
 /// PVH: `hvm_start_info`.
 pub const PVH_START_INFO: u64 = 0x1100;
 /// PVH: `hvm_modlist_entry`, one.
@@ -45,53 +54,110 @@ pub const ZERO_PAGE: u64 = 0x2000;
 pub const PAGE_TABLES: u64 = 0x3000;
 /// From here to 1 MiB there is memory, but PCs have other things.
 pub const EXTENDED_BIOS_DATA: u64 = 0x9_fc00;
+/// The pointer to the table of the MultiProcessor Specification.
+pub const MP_POINTER: u64 = EXTENDED_BIOS_DATA;
+/// ACPI's root pointer and all tables.
+pub const ACPI_TABLES: u64 = 0xe_0000;
+/// The table of the MultiProcessor Specification, and the end of the room for ACPI tables.
+pub const MP_TABLE: u64 = 0xf_0000;
+/// Room for the ACPI tables.
+pub const ACPI_ROOM: u64 = MP_TABLE - ACPI_TABLES;
 /// Where memory is ordinary again.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
+
+/// What the guest may do with a range of memory. The numbers are those of both the BIOS's (e820) and the PVH
+/// memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// What it likes.
+    Free = 1,
+    /// Nothing.
+    Reserved = 2,
+    /// Read ACPI tables, and then what it likes.
+    Acpi = 3,
+}
 
 /// A range of memory as the guest is told about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryRange {
     /// Where.
     pub region: Region,
-    /// Whether the guest may use it as it likes.
-    pub usable: bool,
+    /// What for.
+    pub usage: Use,
 }
 
-impl MemoryRange {
-    /// The type number in both the BIOS's (e820) and the PVH memory map.
-    pub fn kind(&self) -> u32 {
-        if self.usable { 1 } else { 2 }
+/// All memory of a machine whose ACPI tables take `acpi`, in ascending order and without gaps or overlaps:
+/// at most six ranges.
+pub fn memory_map(layout: &Layout, acpi: Option<Region>) -> Vec<MemoryRange> {
+    let range = |start, end: u64, usage| MemoryRange { region: Region { start, size: end - start }, usage };
+    let mut map = vec![range(0, EXTENDED_BIOS_DATA, Use::Free)];
+    match acpi {
+        None => map.push(range(EXTENDED_BIOS_DATA, HIGH_MEMORY, Use::Reserved)),
+        Some(acpi) => {
+            // Guests map and free memory by pages.
+            let end = acpi.end().next_multiple_of(PAGE_SIZE);
+            map.push(range(EXTENDED_BIOS_DATA, acpi.start, Use::Reserved));
+            map.push(range(acpi.start, end, Use::Acpi));
+            map.push(range(end, HIGH_MEMORY, Use::Reserved));
+        }
     }
-}
-
-/// All memory of a machine, in ascending order: at most four ranges.
-pub fn memory_map(layout: &Layout) -> impl Iterator<Item = MemoryRange> {
-    let range = |start, end: u64, usable| MemoryRange { region: Region { start, size: end - start }, usable };
-    let low = [
-        range(0, EXTENDED_BIOS_DATA, true),
-        range(EXTENDED_BIOS_DATA, HIGH_MEMORY, false),
-        range(HIGH_MEMORY, layout.low().end(), true),
-    ];
-    let high = layout.regions()[1..].iter().map(|region| MemoryRange { region: *region, usable: true });
-    low.into_iter().filter(|range| range.region.size > 0).chain(high)
+    map.push(range(HIGH_MEMORY, layout.low().end(), Use::Free));
+    map.extend(layout.regions()[1..].iter().map(|region| MemoryRange { region: *region, usage: Use::Free }));
+    map.retain(|range| range.region.size > 0);
+    map
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn map(size: u64) -> Vec<(u64, u64, bool)> {
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    fn map(size: u64, acpi: Option<Region>) -> Vec<(u64, u64, Use)> {
         let layout = Layout::new(size, 48).unwrap();
-        memory_map(&layout).map(|range| (range.region.start, range.region.end(), range.usable)).collect()
+        let map = memory_map(&layout, acpi);
+        map.iter().map(|range| (range.region.start, range.region.end(), range.usage)).collect()
     }
 
     #[test]
     fn the_guest_is_told_of_all_its_memory_but_the_last_part_of_the_first_mib() {
-        const GIB: u64 = 1 << 30;
-        let first = [(0, 0x9_fc00, true), (0x9_fc00, 0x10_0000, false)];
-        assert_eq!(map(1 << 20), first);
-        assert_eq!(map(64 << 20), [&first[..], &[(1 << 20, 64 << 20, true)]].concat());
-        let high = [(1 << 20, 3 * GIB, true), (4 * GIB, 6 * GIB, true)];
-        assert_eq!(map(5 * GIB), [&first[..], &high].concat());
+        let first = [(0, 0x9_fc00, Use::Free), (0x9_fc00, 0x10_0000, Use::Reserved)];
+        assert_eq!(map(MIB, None), first);
+        for (size, above) in [
+            (2 * MIB, vec![(MIB, 2 * MIB, Use::Free)]),
+            (64 * MIB, vec![(MIB, 64 * MIB, Use::Free)]),
+            (3 * GIB, vec![(MIB, 3 * GIB, Use::Free)]),
+            (3584 * MIB, vec![(MIB, 3 * GIB, Use::Free), (4 * GIB, 4608 * MIB, Use::Free)]),
+            (5 * GIB, vec![(MIB, 3 * GIB, Use::Free), (4 * GIB, 6 * GIB, Use::Free)]),
+        ] {
+            assert_eq!(map(size, None), [&first[..], &above].concat());
+        }
+    }
+
+    #[test]
+    fn acpi_tables_are_marked_as_such_by_whole_pages() {
+        for (size, end) in [(1, 0xe_1000), (0x1000, 0xe_1000), (0x1001, 0xe_2000), (ACPI_ROOM, 0xf_0000)] {
+            let expected = [
+                (0, 0x9_fc00, Use::Free),
+                (0x9_fc00, 0xe_0000, Use::Reserved),
+                (0xe_0000, end, Use::Acpi),
+                (end, 0x10_0000, Use::Reserved),
+            ];
+            assert_eq!(map(MIB, Some(Region { start: ACPI_TABLES, size })), expected);
+        }
+    }
+
+    #[test]
+    fn the_ranges_cover_the_memory_and_nothing_else() {
+        let acpi = Region { start: ACPI_TABLES, size: 0x234 };
+        for size in [MIB, 2 * MIB, 64 * MIB, 3 * GIB, 3584 * MIB, 5 * GIB] {
+            let map = map(size, Some(acpi));
+            assert!(map.is_sorted_by(|low, high| low.1 <= high.0));
+            assert_eq!(map.iter().map(|range| range.1 - range.0).sum::<u64>(), size);
+            let kept: u64 =
+                map.iter().filter(|range| range.2 != Use::Free).map(|range| range.1 - range.0).sum();
+            assert_eq!(kept, 385 << 10, "a guest loses no more than on a PC");
+        }
     }
 }

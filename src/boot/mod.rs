@@ -1,31 +1,45 @@
 //! Loading a guest: from a kernel file to memory contents and the state of the boot processor.
 //!
-//! [`load`] finds out what the kernel is from its content ([`Format`]), checks everything that it claims, puts
-//! it and its initrd into guest memory together with what its boot protocol hands over, and returns how the
-//! boot processor has to start. Nothing is written before everything is known to fit.
+//! [`load`] finds out what the kernel is from its content ([`Format`]), unpacks what is packed ([`payload`]),
+//! checks everything that it claims, puts it and its initrd into guest memory together with what its boot
+//! protocol hands over, and returns how the boot processor has to start. Nothing is written before everything is
+//! known to fit.
 //!
 //! Guest memory must read as zero: what a kernel expects to be zero is not written. Memory that a guest has
 //! used must be discarded (`MADV_DONTNEED`) before a guest is loaded into it again.
 //!
 //! Relies on `memory/` and `x86/`; `vm/` calls it. `map` is the picture of the first MiB.
 
+mod acpi;
+mod bzimage;
+mod command_line;
 mod elf;
 pub mod embedded;
 mod error;
 mod image;
 pub mod map;
+mod mp;
 mod parameters;
+pub mod payload;
 mod place;
 mod plan;
+mod platform;
+mod symbols;
+mod tables;
 mod text;
 
+pub use bzimage::Problem as BzImageProblem;
+pub use command_line::LINUX_DEFAULT as LINUX_COMMAND_LINE;
 pub use error::{Error, Part, Problem, Range, Role};
 pub use image::Source;
+pub use platform::{Platform, ResetPort, SerialPort, SleepPorts, VirtioMmio};
+pub use symbols::{Symbols, SymbolsError, SymbolsProblem};
 pub use text::TextError;
 
-use crate::memory::{GuestMemory, Region};
+use crate::memory::{GuestMemory, Layout, Region};
 use crate::x86::mode::InitialState;
 
+use bzimage::SetupHeader;
 use image::Image;
 use place::Piece;
 use plan::Plan;
@@ -60,16 +74,24 @@ impl Format {
     }
 }
 
-/// By which of its entry points an ELF kernel is started.
+/// By which of its entry points a kernel is started. A bzImage has those of the ELF image that it holds, and one
+/// of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Entry {
-    /// PVH if the kernel has it, else the ELF entry point.
+    /// What the kernel gets most from: for Linux the ELF entry point, for others PVH if they have it, else the
+    /// ELF entry point; for a bzImage that holds no ELF image for 64-bit processors, its own.
+    ///
+    /// Linux by its 64-bit entry is given a seed for its random numbers, which PVH has no place for; without
+    /// one it collects randomness for seconds while it boots, or leaves those who ask for it waiting.
     #[default]
     Auto,
     /// PVH: 32-bit protected mode, at the address in the kernel's note.
     Pvh,
     /// The 64-bit Linux boot protocol, at the ELF entry point.
     Linux64,
+    /// The bzImage's own code, which unpacks the kernel inside the guest: by the 64-bit Linux boot protocol if
+    /// it has that, else by the 32-bit one.
+    Image,
 }
 
 /// The mode in which a flat image starts.
@@ -101,12 +123,18 @@ impl Default for Flat {
 /// How to load a guest.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
-    /// By which of its entry points an ELF kernel is started.
+    /// By which of its entry points the kernel is started.
     pub entry: Entry,
-    /// The kernel's command line.
-    pub command_line: &'a str,
-    /// The initial file system.
-    pub initrd: Option<Source<'a>>,
+    /// The kernel's command line. If there is none, Linux gets [`LINUX_COMMAND_LINE`] and others nothing.
+    pub command_line: Option<&'a str>,
+    /// What is added to the command line, each with a space in front.
+    pub append: &'a [String],
+    /// The initial file system: files that the guest sees as one, each beginning at a multiple of four bytes, as
+    /// cpio archives do.
+    pub initrds: &'a [Source<'a>],
+    /// What else the guest is told of the machine, by ACPI and MP tables; without, there are none. Images that
+    /// start in real mode have the first MiB to themselves and are told nothing.
+    pub platform: Option<&'a Platform<'a>>,
     /// Take the kernel for a flat image, whatever it looks like, and load it like this. Without, the content
     /// decides, and flat images are loaded as [`Flat::default`] says.
     pub flat: Option<Flat>,
@@ -119,6 +147,8 @@ pub enum Protocol {
     Pvh,
     /// The 64-bit Linux boot protocol.
     Linux64,
+    /// The 32-bit Linux boot protocol.
+    Linux32,
     /// A flat image in the given mode.
     Flat(Mode),
 }
@@ -128,6 +158,8 @@ pub enum Protocol {
 pub struct Start {
     /// How it was loaded.
     pub protocol: Protocol,
+    /// How the kernel was packed, if it was unpacked on the way.
+    pub unpacked: Option<payload::Format>,
     /// How the boot processor has to start.
     pub state: InitialState,
     /// What the kernel takes, from its lowest to its highest byte.
@@ -138,83 +170,105 @@ pub struct Start {
 
 /// Loads `kernel` into `memory`, which must read as zero.
 pub fn load(memory: &GuestMemory, kernel: Source<'_>, options: &Options<'_>) -> Result<Start, Error> {
-    check_command_line(options.command_line)?;
     let image = Image::open(Role::Kernel, kernel)?;
-    let initrd = options.initrd.map(|source| Image::open(Role::Initrd, source)).transpose()?;
-    let kernel = Kernel::read(&image, options)?;
-    let plan = Plan::make(&image, kernel, initrd, memory.layout())?;
-    plan.carry_out(&image, memory, options.command_line)
+    let initrds =
+        options.initrds.iter().map(|source| Image::open(Role::Initrd, *source)).collect::<Result<_, _>>()?;
+    let kernel = Kernel::read(image, options, memory.layout())?;
+    let longest = kernel.header.as_ref().map(SetupHeader::longest_command_line);
+    let line = command_line::compose(kernel.is_linux, longest, options)?;
+    let plan = Plan::make(kernel, initrds, options.platform, memory.layout())?;
+    plan.carry_out(memory, &line)
 }
 
-fn check_command_line(line: &str) -> Result<(), Error> {
-    if line.len() as u64 >= map::COMMAND_LINE_ROOM {
-        return Err(Error::CommandLineTooLong { length: line.len() });
-    }
-    match line.bytes().position(|byte| byte == 0) {
-        Some(at) => Err(Error::CommandLineZero { at }),
-        None => Ok(()),
-    }
-}
+/// Where an initrd has to end if the kernel does not say so: what every Linux since boot protocol 2.03 can reach.
+const CAREFUL_INITRD_END: u64 = 2 << 30;
 
 /// The kernel's pieces and how it is to be entered, before any memory is looked at.
-struct Kernel {
+struct Kernel<'a> {
+    /// Where the pieces' contents are.
+    image: Image<'a>,
     pieces: Vec<Piece>,
     protocol: Protocol,
     entry: u64,
+    /// Whether it is Linux, by its notes or by the image which it came in.
+    is_linux: bool,
+    /// That of the bzImage which it came in.
+    header: Option<SetupHeader>,
+    unpacked: Option<payload::Format>,
+    /// The first address that its initrd must not take, if there is a limit.
+    initrd_end: Option<u64>,
 }
 
-impl Kernel {
-    fn read(image: &Image<'_>, options: &Options<'_>) -> Result<Self, Error> {
+impl<'a> Kernel<'a> {
+    fn read(image: Image<'a>, options: &Options<'_>, layout: &Layout) -> Result<Self, Error> {
         let format = match options.flat {
             Some(_) => Format::Flat,
-            None => detect(image)?,
+            None => detect(&image)?,
         };
         match format {
             Format::Elf => Self::from_elf(image, options.entry),
-            Format::BzImage => Err(image.refuse(Problem::BzImage)),
-            Format::Flat => Self::from_flat(image, options).map_err(|problem| image.refuse(problem)),
+            Format::BzImage => bzimage::read(image, options, layout),
+            Format::Flat => Self::from_flat(image, options),
         }
     }
 
-    fn from_elf(image: &Image<'_>, asked: Entry) -> Result<Self, Error> {
-        let kernel = elf::read(image)?;
+    /// A kernel of which no more is known.
+    fn new(image: Image<'a>, pieces: Vec<Piece>, protocol: Protocol, entry: u64) -> Self {
+        let initrd_end = Some(CAREFUL_INITRD_END);
+        Self { image, pieces, protocol, entry, is_linux: false, header: None, unpacked: None, initrd_end }
+    }
+
+    fn from_elf(image: Image<'a>, asked: Entry) -> Result<Self, Error> {
+        let kernel = elf::read(&image)?;
+        let is_linux = kernel.is_linux(&image);
+        let is_code = |entry| kernel.pieces.iter().any(|piece| piece.has_contents_at(entry));
         let pvh = match asked {
             Entry::Linux64 => None,
-            Entry::Auto | Entry::Pvh => kernel.pvh_entry(image)?,
+            Entry::Auto if is_linux && is_code(kernel.entry) => None,
+            Entry::Auto | Entry::Pvh => kernel.pvh_entry(&image)?,
+            Entry::Image => return Err(image.refuse(Problem::NoImageEntry)),
         };
         let (protocol, which, entry) = match pvh {
             Some(entry) => (Protocol::Pvh, "PVH", u64::from(entry)),
             None if asked == Entry::Pvh => return Err(image.refuse(Problem::NoPvhEntry)),
             None => (Protocol::Linux64, "ELF", kernel.entry),
         };
-        if !kernel.pieces.iter().any(|piece| piece.has_contents_at(entry)) {
+        if !is_code(entry) {
             return Err(image.refuse(Problem::EntryOutside { which, entry }));
         }
-        Ok(Self { pieces: kernel.pieces, protocol, entry })
+        Ok(Self { is_linux, ..Self::new(image, kernel.pieces, protocol, entry) })
     }
 
-    fn from_flat(image: &Image<'_>, options: &Options<'_>) -> Result<Self, Problem> {
-        let asked = match options.entry {
-            Entry::Auto => None,
-            Entry::Pvh => Some("a PVH entry"),
-            Entry::Linux64 => Some("an ELF entry"),
-        };
-        if let Some(asked) = asked {
-            return Err(Problem::FlatEntry { asked });
-        }
+    fn from_flat(image: Image<'a>, options: &Options<'_>) -> Result<Self, Error> {
         let Flat { address, mode } = options.flat.unwrap_or_default();
         let place = Range { start: address, size: image.size() };
-        if mode == Mode::Real {
-            if address.checked_add(image.size()).is_none_or(|end| end > map::HIGH_MEMORY) {
-                return Err(Problem::AboveRealMode { place });
-            }
-            if options.initrd.is_some() || !options.command_line.is_empty() {
-                return Err(Problem::RealModeParameters);
-            }
+        if let Err(problem) = check_flat(place, mode, options) {
+            return Err(image.refuse(problem));
         }
         let piece = Piece { part: Part::Image, offset: 0, in_file: image.size(), place };
-        Ok(Self { pieces: vec![piece], protocol: Protocol::Flat(mode), entry: address })
+        Ok(Self::new(image, vec![piece], Protocol::Flat(mode), address))
     }
+}
+
+fn check_flat(place: Range, mode: Mode, options: &Options<'_>) -> Result<(), Problem> {
+    let asked = match options.entry {
+        Entry::Auto => None,
+        Entry::Pvh => Some("a PVH entry"),
+        Entry::Linux64 => Some("an ELF entry"),
+        Entry::Image => Some("a bzImage's entry"),
+    };
+    if let Some(asked) = asked {
+        return Err(Problem::FlatEntry { asked });
+    }
+    if mode == Mode::Real {
+        if place.start.checked_add(place.size).is_none_or(|end| end > map::HIGH_MEMORY) {
+            return Err(Problem::AboveRealMode { place });
+        }
+        if !options.initrds.is_empty() || !command_line::given(options).is_empty() {
+            return Err(Problem::RealModeParameters);
+        }
+    }
+    Ok(())
 }
 
 fn detect(image: &Image<'_>) -> Result<Format, Error> {
@@ -228,8 +282,15 @@ fn detect(image: &Image<'_>) -> Result<Format, Error> {
 mod testing;
 
 #[cfg(test)]
+#[path = "../../tests/images/bz_image.rs"]
+mod bz_image;
+
+#[cfg(test)]
 #[path = "load_test.rs"]
 mod tests;
+
+#[cfg(test)]
+mod handed_test;
 
 #[cfg(test)]
 mod mutation_test;

@@ -68,14 +68,26 @@ fn is_in_memory(place: Range, layout: &Layout) -> bool {
 
 /// Checks that no piece lies in `boot_data`.
 pub fn check_boot_data(pieces: &[Piece], boot_data: Region) -> Result<(), Problem> {
-    let overlapping =
-        |piece: &&Piece| piece.place.start < boot_data.end() && boot_data.start < piece.region().end();
-    match pieces.iter().find(overlapping) {
+    match find_on(pieces, boot_data) {
         None => Ok(()),
         Some(piece) => {
             Err(Problem::OnBootData { part: piece.part, place: piece.place, boot_data: boot_data.into() })
         }
     }
+}
+
+/// Checks that no piece lies in any of the `tables`.
+pub fn check_tables(pieces: &[Piece], tables: &[Region]) -> Result<(), Problem> {
+    match tables.iter().find_map(|table| Some((find_on(pieces, *table)?, table))) {
+        None => Ok(()),
+        Some((piece, table)) => {
+            Err(Problem::OnTables { part: piece.part, place: piece.place, tables: (*table).into() })
+        }
+    }
+}
+
+fn find_on(pieces: &[Piece], region: Region) -> Option<&Piece> {
+    pieces.iter().find(|piece| piece.place.start < region.end() && region.start < piece.region().end())
 }
 
 /// Plans page tables that reach every piece.
@@ -92,18 +104,18 @@ pub fn page_tables(pieces: &[Piece]) -> Result<IdentityTables, Problem> {
     })
 }
 
-/// The highest place for `size` bytes in low memory that is page aligned and free; if there is none, how much
+/// The highest place for `size` bytes below `limit` that is page aligned and free; if there is none, how much
 /// would fit.
-pub fn initrd(size: u64, layout: &Layout, pieces: &[Piece], boot_data: Region) -> Result<Region, u64> {
+pub fn initrd(size: u64, limit: u64, pieces: &[Piece], boot_data: Region) -> Result<Region, u64> {
     let bios = Region { start: map::EXTENDED_BIOS_DATA, size: map::HIGH_MEMORY - map::EXTENDED_BIOS_DATA };
     let first = Region { start: 0, size: boot_data.end() };
     let mut taken: Vec<_> = pieces.iter().map(Piece::region).chain([bios, first]).collect();
     taken.sort_unstable_by_key(|region| std::cmp::Reverse(region.end()));
 
     // From the top down: everything taken that is still to come ends below what has been looked at.
-    let mut top = layout.low().end();
+    let mut top = limit;
     let mut largest = 0;
-    for region in taken.iter().filter(|region| region.start < layout.low().end()) {
+    for region in taken.iter().filter(|region| region.start < limit) {
         // Whole pages: a kernel that frees its initrd frees the pages it touches.
         let bottom = region.end().next_multiple_of(PAGE_SIZE);
         let end = top - top % PAGE_SIZE;

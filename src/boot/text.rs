@@ -9,7 +9,7 @@ use super::{Entry, Flat, Mode};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TextError {
     /// No protocol.
-    #[error("{0:?} is no boot protocol; there are auto, pvh and linux64")]
+    #[error("{0:?} is no boot protocol; there are auto, pvh, linux64 and image")]
     Entry(String),
     /// No address.
     #[error("{0:?} is no address; write a number such as 0x100000, and after a comma the mode: real or long")]
@@ -27,6 +27,7 @@ impl FromStr for Entry {
             "auto" => Ok(Self::Auto),
             "pvh" => Ok(Self::Pvh),
             "linux64" => Ok(Self::Linux64),
+            "image" => Ok(Self::Image),
             _ => Err(TextError::Entry(text.to_owned())),
         }
     }
@@ -38,6 +39,7 @@ impl fmt::Display for Entry {
             Self::Auto => "auto",
             Self::Pvh => "pvh",
             Self::Linux64 => "linux64",
+            Self::Image => "image",
         })
     }
 }
@@ -76,7 +78,7 @@ mod tests {
 
     #[test]
     fn choices_are_read_as_they_are_printed() {
-        for text in ["auto", "pvh", "linux64"] {
+        for text in ["auto", "pvh", "linux64", "image"] {
             assert_eq!(text.parse::<Entry>().unwrap().to_string(), text);
         }
         for text in ["0x7c00,real", "0x100000,long"] {

@@ -1,0 +1,62 @@
+//! The devices at fixed places, and what the sleep type for "off" is: the contents of the DSDT.
+
+use super::aml;
+use crate::boot::platform::{Platform, VirtioMmio};
+
+/// What stands behind the DSDT's header.
+pub fn contents(platform: &Platform<'_>) -> Vec<u8> {
+    let mut devices = [serial(platform), panic_port(platform)].concat();
+    for (number, device) in (0..).zip(platform.virtio) {
+        devices.extend(virtio(number, device));
+    }
+    // Only the first element counts where there are no power-management registers; the others have always
+    // been there.
+    let off = [platform.sleep.off.into(), 0, 0, 0].map(aml::integer);
+    [aml::scope(*b"_SB_", &devices), aml::name(*b"_S5_", &aml::package(&off))].concat()
+}
+
+fn serial(platform: &Platform<'_>) -> Vec<u8> {
+    let port = platform.serial;
+    let places = [aml::ports(port.base, 8), aml::edge_interrupt(port.interrupt.into())];
+    aml::device(
+        *b"COM1",
+        &[
+            aml::name(*b"_HID", &aml::device_id(*b"PNP", 0x0501)),
+            aml::name(*b"_UID", &aml::integer(0)),
+            aml::name(*b"_CRS", &aml::resources(&places)),
+        ]
+        .concat(),
+    )
+}
+
+/// QEMU's pvpanic, the name under which guests know such a port.
+fn panic_port(platform: &Platform<'_>) -> Vec<u8> {
+    aml::device(
+        *b"PANI",
+        &[
+            aml::name(*b"_HID", &aml::string("QEMU0001")),
+            aml::name(*b"_CRS", &aml::resources(&[aml::ports(platform.panic_port, 1)])),
+        ]
+        .concat(),
+    )
+}
+
+/// The identity is the one that Linux's virtio-mmio driver knows.
+fn virtio(number: u32, device: &VirtioMmio) -> Vec<u8> {
+    let places = [aml::memory(device.base, device.size), aml::edge_interrupt(device.interrupt.into())];
+    aml::device(
+        virtio_name(number),
+        &[
+            aml::name(*b"_HID", &aml::string("LNRO0005")),
+            aml::name(*b"_UID", &aml::integer(number)),
+            aml::name(*b"_CRS", &aml::resources(&places)),
+        ]
+        .concat(),
+    )
+}
+
+/// `V000`, `V001` and so on.
+fn virtio_name(number: u32) -> aml::NameSegment {
+    let digit = |shift: u32| b"0123456789ABCDEF"[(number >> shift) as usize & 0xf];
+    [b'V', digit(8), digit(4), digit(0)]
+}
