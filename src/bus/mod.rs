@@ -29,6 +29,8 @@ pub enum Action {
     Reset,
     /// The guest asked for the power to be switched off.
     PowerOff,
+    /// The guest told that its kernel panicked.
+    Panicked,
     /// The guest wants the process to end with this status.
     Exit(u8),
 }

@@ -20,9 +20,13 @@ pub const KEYBOARD_IRQ: u32 = 1;
 /// The interrupt of the mouse, or whatever is in the auxiliary port.
 pub const MOUSE_IRQ: u32 = 12;
 
+/// The command that resets the machine: it pulses the lowest line of the output port.
+pub const PULSE_RESET: u8 = 0xfe;
+
 const NAME: &str = "i8042";
 const DATA_CLAIM: Claim<u16> = Claim { name: NAME, base: 0x60, len: 1, widths: Widths::BYTE };
-const COMMAND_CLAIM: Claim<u16> = Claim { name: NAME, base: 0x64, len: 1, widths: Widths::BYTE };
+/// The port that takes commands.
+pub const COMMAND_CLAIM: Claim<u16> = Claim { name: NAME, base: 0x64, len: 1, widths: Widths::BYTE };
 
 /// How many answers wait for the guest at most. `i8042_flush` takes a port that still has bytes after sixteen
 /// for one without a controller.
@@ -281,7 +285,7 @@ impl State {
             0xd3 => self.awaited = Some(Awaited::MouseLoop),
             0xd4 => self.awaited = Some(Awaited::Mouse),
             // Pulses the output lines whose bits are clear; the lowest is the processor's reset
-            // (`native_machine_emergency_restart` in arch/x86/kernel/reboot.c writes 0xfe).
+            // (`native_machine_emergency_restart` in arch/x86/kernel/reboot.c writes PULSE_RESET).
             0xf0..=0xff if command & OUTPUT_NO_RESET == 0 => return Action::Reset,
             _ => {}
         }

@@ -9,7 +9,9 @@ mod collected;
 pub mod debug_exit;
 pub mod i8042;
 pub mod post;
+pub mod pvpanic;
 pub mod serial;
+pub mod sleep;
 #[cfg(test)]
 mod testing;
 

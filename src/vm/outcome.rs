@@ -17,7 +17,9 @@ pub enum Outcome {
     PoweredOff,
     /// The guest ended the process with a status of its own, through the debug-exit port.
     Exited(u8),
-    /// The last processor executed `hlt` with nothing that could wake it.
+    /// The guest told that its kernel panicked, through the panic port.
+    GuestPanicked,
+    /// Every processor halted with nothing that could wake it.
     Halted,
     /// The guest cannot go on.
     Fatal(Box<FatalReport>),
@@ -34,9 +36,10 @@ impl Outcome {
             Self::Stopped | Self::Reset | Self::PoweredOff | Self::Halted => 0,
             Self::Exited(status) => *status,
             Self::Failed(_) | Self::Panicked => 1,
+            Self::GuestPanicked => 105,
             Self::Fatal(report) => match report.cause {
                 Cause::TripleFault => 101,
-                Cause::InternalError(_) => 102,
+                Cause::InternalError(_) | Cause::Beyond { .. } => 102,
                 Cause::FailedEntry { .. } => 103,
                 Cause::Unexpected { .. } => 104,
             },
@@ -50,6 +53,7 @@ impl From<Ending> for Outcome {
             Ending::Stopped | Ending::Guest(Action::None) => Self::Stopped,
             Ending::Guest(Action::Reset) => Self::Reset,
             Ending::Guest(Action::PowerOff) => Self::PoweredOff,
+            Ending::Guest(Action::Panicked) => Self::GuestPanicked,
             Ending::Guest(Action::Exit(status)) => Self::Exited(status),
             Ending::Halted => Self::Halted,
             Ending::Fatal(report) => Self::Fatal(report),
@@ -66,6 +70,7 @@ impl fmt::Display for Outcome {
             Self::Reset => f.write_str("the guest reset the machine"),
             Self::PoweredOff => f.write_str("the guest switched the power off"),
             Self::Exited(status) => write!(f, "the guest ended the process with status {status}"),
+            Self::GuestPanicked => f.write_str("the guest's kernel panicked"),
             Self::Halted => f.write_str("the guest halted for good"),
             Self::Fatal(report) => report.fmt(f),
             Self::Failed(error) => error.fmt(f),
@@ -85,6 +90,8 @@ mod tests {
         assert_eq!(status(Action::PowerOff), 0);
         assert_eq!(status(Action::Exit(0)), 0);
         assert_eq!(status(Action::Exit(42)), 42);
+        assert_eq!(status(Action::Panicked), 105);
+        assert_eq!(Outcome::from(Ending::Halted).status(), 0);
         assert_eq!(Outcome::from(Ending::Stopped).status(), 0);
         assert_eq!(Outcome::from(Ending::Panicked).status(), 1);
     }
