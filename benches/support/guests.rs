@@ -153,6 +153,90 @@ guest!(
     "hlt",
 );
 
+// The next three begin with the number of their rounds, which `kernel` replaces.
+
+// What compilers make: arithmetic, calls, a stack, loads and stores, branches. Nineteen instructions a round.
+guest!(
+    compute,
+    bench_compute,
+    bench_compute_end,
+    "mov ebp, 0x11111111",
+    "mov ebx, 0x200000",
+    "2: mov eax, ebp",
+    "and eax, 0xff8",
+    "mov rcx, [rbx + rax]",
+    "lea rdx, [rcx + rax * 4 + 7]",
+    "call 3f",
+    "mov [rbx + rax], rdx",
+    "test dl, 1",
+    "je 4f",
+    "inc r8",
+    "jmp 5f",
+    "4: dec r9",
+    "nop",
+    "5: cmp rdx, rcx",
+    "cmovb rcx, rdx",
+    "sub ebp, 1",
+    "jnz 2b",
+    "xor eax, eax",
+    "out 0xf4, al",
+    "3: push rsi",
+    "xor rdx, rcx",
+    "shr rdx, 3",
+    "pop rsi",
+    "ret",
+);
+// Eight bytes at a time from one place to another, in a loop. Four instructions a round.
+guest!(
+    copy,
+    bench_copy,
+    bench_copy_end,
+    "mov ebp, 0x11111111",
+    "mov esi, 0x200000",
+    "mov edi, 0x210000",
+    "2: mov rax, [rsi + rbp * 8 - 8]",
+    "mov [rdi + rbp * 8 - 8], rax",
+    "sub ebp, 1",
+    "jnz 2b",
+    "xor eax, eax",
+    "out 0xf4, al",
+);
+// A page in one instruction, and four around it.
+guest!(
+    string_copy,
+    bench_string_copy,
+    bench_string_copy_end,
+    "mov ebp, 0x11111111",
+    "2: mov esi, 0x200000",
+    "mov edi, 0x210000",
+    "mov ecx, 512",
+    "rep movsq",
+    "sub ebp, 1",
+    "jnz 2b",
+    "xor eax, eax",
+    "out 0xf4, al",
+);
+
+/// A kernel that is entered in 64-bit mode and ring 0: `code`, which begins with the number of its rounds, as an ELF
+/// file.
+pub fn kernel(code: &[u8], rounds: u32) -> Vec<u8> {
+    const START: u64 = 0x10_0000;
+    const HEADERS: u64 = 64 + 56;
+    let length = code.len() as u64;
+    let words = |words: &[u64]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
+    // 64 bits, little-endian; an executable for x86-64 with one program header and no sections.
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    file.extend(words(&[START, 64, 0]));
+    file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\x40\0\0\0\0\0");
+    file.extend(b"\x01\0\0\0\x07\0\0\0");
+    file.extend(words(&[HEADERS, START, START, length, length, 4]));
+    file.extend(code);
+    let number = HEADERS as usize + 1;
+    assert_eq!(file[number..number + 4], [0x11; 4]);
+    file[number..number + 4].copy_from_slice(&rounds.to_le_bytes());
+    file
+}
+
 /// Where the timer's handler begins within [`timer`].
 const HANDLER: u64 = 64;
 

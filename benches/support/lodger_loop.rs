@@ -10,6 +10,7 @@ use lodger::hv::kvm::{Kvm, KvmVm};
 use lodger::hv::{Doorbell, Hypervisor, Vcpu, Vm};
 use lodger::memory::{GuestMemory, Layout, Options};
 use lodger::vcpu::{Surroundings, VcpuThread};
+use lodger::x86::complete::Gaps;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -101,7 +102,12 @@ impl Ours {
         bus.claim_ports(port, Arc::clone(&meter) as _).unwrap();
         let address = Claim { name: "meter", base: guests::ADDRESS, len: 0x1000, widths: Widths::ANY };
         bus.claim_memory(address, Arc::clone(&meter) as _).unwrap();
-        let surroundings = Surroundings { bus: Arc::new(bus.build()), memory: Arc::clone(&memory) };
+        let surroundings = Surroundings {
+            bus: Arc::new(bus.build()),
+            memory: Arc::clone(&memory),
+            gaps: Gaps::default(),
+            kernel: None,
+        };
         let thread = VcpuThread::spawn(0, vcpu, surroundings, |_| {}).unwrap();
         Self { thread, meter, finished, _vm: vm, _memory: memory, _doorbell: doorbell }
     }

@@ -1,0 +1,183 @@
+//! Kernels that run in the software processor, on hosts whose KVM interprets them.
+//!
+//! On an ordinary KVM none of it is active; the guests must behave the same there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lodger::devices::Collected;
+use lodger::hv::kvm::KvmVm;
+use lodger::vm::{Completion, Machine};
+
+use crate::support::{ENDS_WITHIN, Random, eventually, machine_code, machine_with, within};
+
+/// Where an ELF guest is loaded.
+const ADDRESS: u64 = 0x10_0000;
+
+/// An ELF kernel of `code`, which is entered at its first byte in 64-bit mode.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let words = |words: &[u64]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
+    let length = code.len() as u64;
+    // Magic, 64 bits, little-endian; an executable for x86-64 with one program header and no sections.
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    file.extend(words(&[ADDRESS, 64, 0]));
+    file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\x40\0\0\0\0\0");
+    file.extend(b"\x01\0\0\0\x07\0\0\0");
+    file.extend(words(&[64 + 56, ADDRESS, ADDRESS, length, length, 4]));
+    file.extend(code);
+    file
+}
+
+fn kernel(code: &[u8], completion: Completion) -> (Machine<KvmVm>, Arc<Collected>) {
+    machine_with(&elf(code), |config| {
+        config.flat = None;
+        config.completion = completion;
+    })
+}
+
+/// A loop of some hundred thousand instructions, an `A` on the serial port, and status 7.
+fn counting() -> &'static [u8] {
+    machine_code!(
+        "mov ecx, 100000",
+        "2: add rax, rcx",
+        "dec ecx",
+        "jnz 2b",
+        "mov edx, 0x3f8",
+        "mov al, 65",
+        "out dx, al",
+        "mov al, 7",
+        "out 0xf4, al",
+    )
+}
+
+#[test]
+fn a_kernel_runs_in_software_where_kvm_would_interpret_it() {
+    let (machine, output) = kernel(counting(), Completion::Auto);
+    let (status, instructions, gaps) = within(ENDS_WITHIN, move || {
+        let status = machine.run().status();
+        (status, machine.vcpus()[0].counters().kernel_instructions(), machine.gaps().any())
+    });
+    assert_eq!((status, output.bytes()), (7, b"A".to_vec()));
+    if gaps {
+        assert!(instructions > 250_000, "{instructions}");
+    } else {
+        assert_eq!(instructions, 0);
+    }
+}
+
+#[test]
+fn a_kernel_is_left_to_kvm_if_only_what_is_missing_is_to_be_done() {
+    let (machine, output) = kernel(counting(), Completion::Missing);
+    let (status, instructions) = within(ENDS_WITHIN, move || {
+        let status = machine.run().status();
+        (status, machine.vcpus()[0].counters().kernel_instructions())
+    });
+    assert_eq!((status, instructions, output.bytes()), (7, 0, b"A".to_vec()));
+}
+
+#[test]
+fn what_is_not_for_the_software_processor_is_done_in_between() {
+    let code = machine_code!(
+        // CPUID and model-specific registers are KVM's.
+        "mov eax, 0x40000000",
+        "cpuid",
+        "cmp ebx, 0x4b4d564b", // "KVMK"
+        "jne 9f",
+        "mov ecx, 0xc0000100", // the base of FS
+        "mov eax, 0x12345000",
+        "xor edx, edx",
+        "wrmsr",
+        "xor eax, eax",
+        "rdmsr",
+        "cmp eax, 0x12345000",
+        "jne 9f",
+        // Vector registers, which have to be switched on first.
+        "mov rax, cr4",
+        "or eax, 0x600",
+        "mov cr4, rax",
+        "mov eax, 5",
+        "movd xmm0, eax",
+        "mov eax, 37",
+        "movd xmm1, eax",
+        "paddd xmm0, xmm1",
+        "movd ebx, xmm0",
+        "cmp ebx, 42",
+        "jne 9f",
+        // A timer port of KVM's, and one that nobody has.
+        "in al, 0x40",
+        "in al, 0x42",
+        "mov edx, 0x5555",
+        "in al, dx",
+        "cmp al, 0xff",
+        "jne 9f",
+        "mov al, 1",
+        "out 0xf4, al",
+        "9: mov al, 2",
+        "out 0xf4, al",
+    );
+    let (machine, _) = kernel(code, Completion::Auto);
+    assert_eq!(within(ENDS_WITHIN, move || machine.run().status()), 1);
+}
+
+#[test]
+fn a_breakpoint_exception_arrives_at_its_handler() {
+    let code = machine_code!(
+        // A gate for vector 3, in a table that ends with it.
+        "lea rax, [rip + 3f]",
+        "mov word ptr [0x48030], ax",
+        "mov word ptr [0x48032], 0x10",
+        "mov word ptr [0x48034], 0x8e00",
+        "shr rax, 16",
+        "mov word ptr [0x48036], ax",
+        "mov word ptr [0x47000], 0x3f",
+        "mov qword ptr [0x47002], 0x48000",
+        "lidt [0x47000]",
+        "mov rsp, 0x49000",
+        "lea rbx, [rip + 2f]",
+        "int3",
+        "2: hlt",
+        "3: mov al, 1",
+        "cmp [rsp], rbx", // RIP behind the instruction
+        "je 4f",
+        "mov al, 2",
+        "4: out 0xf4, al",
+    );
+    let (machine, _) = kernel(code, Completion::Auto);
+    assert_eq!(within(ENDS_WITHIN, move || machine.run().status()), 1);
+}
+
+#[test]
+fn a_kernel_that_never_leaves_its_loop_is_paused_and_stopped() {
+    // One that takes interrupts, one that does not, one that never stops talking to a port of its own.
+    let loops: [&[u8]; 3] = [
+        machine_code!("2: inc rax", "jmp 2b"),
+        machine_code!("cli", "2: inc rax", "jmp 2b"),
+        machine_code!("2: in al, 0x71", "inc rbx", "jmp 2b"),
+    ];
+    for code in loops {
+        let (machine, _) = kernel(code, Completion::Auto);
+        within(Duration::from_secs(60), move || {
+            let mut random = Random::new(7);
+            let vcpu = &machine.vcpus()[0];
+            machine.resume();
+            for _ in 0..200 {
+                random.dawdle(300);
+                machine.pause();
+                let rip = |vcpu: &_| lodger::hv::Vcpu::registers(vcpu).expect("it is at rest").rip;
+                let at = vcpu.while_at_rest(rip);
+                assert!((ADDRESS..ADDRESS + 16).contains(&at), "{at:#x}");
+                machine.resume();
+            }
+            if machine.gaps().any() {
+                eventually("the software processor works", || vcpu.counters().kernel_instructions() > 1000);
+            }
+            machine.stop();
+        });
+    }
+}
+
+#[test]
+fn a_kernel_that_faults_without_handlers_ends_in_a_report() {
+    let (machine, _) = kernel(machine_code!("mov rax, [0x7fffffffffff]", "hlt"), Completion::Auto);
+    assert_eq!(within(ENDS_WITHIN, move || machine.run().status()), 101);
+}
