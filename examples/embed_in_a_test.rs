@@ -17,7 +17,7 @@ fn boot(cmdline: &str) -> Result<(u8, String), Error> {
         // Yours: Kernel::File("target/kernel.elf".into()), or Kernel::Bytes with an image in memory.
         kernel: Kernel::Embedded,
         memory: MemorySpec::of_size(64 << 20),
-        cmdline: cmdline.to_owned(),
+        cmdline: Some(cmdline.to_owned()),
         ..Config::default()
     };
     let machine = Machine::new(&Kvm::open()?, &config, output.clone())?;
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn a_test_may_talk_to_the_guest() {
         let output = Arc::new(Collected::default());
-        let config = Config { cmdline: "quiet".to_owned(), ..Config::default() };
+        let config = Config { cmdline: Some("quiet".to_owned()), ..Config::default() };
         let machine = Machine::new(&Kvm::open().unwrap(), &config, output.clone()).unwrap();
         machine.resume();
         machine.serial().offer_input(b"echo are you there?\n");

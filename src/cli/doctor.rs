@@ -17,12 +17,12 @@ pub struct DoctorArgs {
 }
 
 const HELP: &str = "\
-Marks: ok = there; ! = limited, or missing and needed; — = missing, but guests run without; ? = not examined.
+Marks: ok = there; + = KVM lacks it, lodger does it in its place; ! = limited, or missing and needed; — = missing, but guests run without; ? = not examined.
 
 JSON: {\"can-run\": BOOL, \"rows\": [ROW…]}, each ROW with
   area      kvm, capability, guest, instruction, processor, memory, network, storage or isolation
   name      what was looked at; does not change from version to version
-  verdict   ok, limited, missing or not-examined
+  verdict   ok, covered, limited, missing or not-examined
   detail    what was found, in words
   advice    what can be done about it, in words, or null
   required  whether no guest can run without it
@@ -111,6 +111,7 @@ fn line(rows: &[Row], paint: &Paint) -> String {
     let row = &rows[0];
     let mark = match row.verdict {
         Verdict::Ok => paint.green("ok"),
+        Verdict::Covered => paint.green(" +"),
         Verdict::NotExamined => paint.dim(" ?"),
         _ if row.prevents_guests() => paint.red(" !"),
         Verdict::Limited => paint.yellow(" !"),
@@ -238,9 +239,10 @@ mod tests {
 
     #[test]
     fn there_is_no_escape_sequence_without_colours() {
-        let rows: Vec<_> = [Verdict::Ok, Verdict::Limited, Verdict::Missing, Verdict::NotExamined]
-            .map(|verdict| row("some", verdict, Some("advice")))
-            .into();
+        let rows: Vec<_> =
+            [Verdict::Ok, Verdict::Covered, Verdict::Limited, Verdict::Missing, Verdict::NotExamined]
+                .map(|verdict| row("some", verdict, Some("advice")))
+                .into();
         assert!(!render(&report(rows.clone()), false).contains('\x1b'));
         assert!(render(&report(rows), true).contains("\x1b[32mok\x1b[0m"));
     }

@@ -2,6 +2,8 @@
 
 mod completions;
 mod doctor;
+mod flags;
+mod profile;
 mod run;
 mod say;
 mod signals;
@@ -21,21 +23,24 @@ type AnyError = Box<dyn Error>;
 
 const STATUSES: &str = "\
 Exit status of `run`:
-  0    the guest ended well (it reset the machine, or wrote 0 to the debug-exit port), or you left with Ctrl-A x
+  0    the guest ended well (it switched itself off, reset the machine, halted for good, or wrote 0 to the
+       debug-exit port), or you left with Ctrl-A x
   1    lodger could not do what was asked
   2    the command line was not understood
   101  the guest had a triple fault
-  102  KVM gave up, for example at an instruction it cannot run
+  102  KVM gave up, for example at an instruction that neither it nor lodger can run
   103  the processor refused the guest's state
   104  KVM came back for a reason that lodger does not know
+  105  the guest's kernel panicked and said so (Linux with CONFIG_PVPANIC does; others reset)
   N    the guest wrote N to the debug-exit port 0xf4 (choose other numbers than the above)
   128+N  lodger was ended by signal N";
 
 const EXAMPLES: &str = "\
 Examples:
   lodger                                      boot the embedded guest and talk to it
-  lodger run vmlinux --cmdline console=ttyS0  boot a kernel
+  lodger run vmlinux --initrd root.cpio       boot Linux
   printf 'exits\\nhalt\\n' | lodger run         let the embedded guest measure what a trap costs
+  lodger run --cpus 4,threads=2 --cpu baseline  a guest that can move to other servers
   lodger doctor                               what this host can do, and what to do about what it cannot
 
 RUST_LOG=debug tells more about what happens, on standard error.";
@@ -56,7 +61,7 @@ struct Arguments {
 enum Command {
     /// Boot a guest in this process [default]
     #[command(after_help = STATUSES)]
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Say what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell

@@ -6,13 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use lodger::boot::{Entry, Flat};
+use lodger::boot::{Entry, Flat, Symbols};
 use lodger::console::{self, Console, Input, Output};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
-use lodger::vm::{Config, Kernel, Machine, MemorySpec, Outcome, Timeline};
+use lodger::vm::{
+    Completion, Config, CpusSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome, Timeline,
+};
+use lodger::x86::model::CpuModel;
 
 use super::AnyError;
+use super::flags::{self, CpuChoice};
+use super::profile::{Names, ProfileArgs, Profiling};
 use super::say::say;
 use super::signals::{Signal, Signals};
 use super::stats;
@@ -25,7 +30,7 @@ const INPUT_BUFFER: usize = 4096;
 /// Boot a guest in this process.
 #[derive(Args)]
 pub struct RunArgs {
-    /// What to boot: an ELF kernel or a flat image, told apart by content [default: the embedded guest]
+    /// What to boot: an ELF kernel, a bzImage or a flat image, told apart by content [default: the embedded guest]
     kernel: Option<PathBuf>,
 
     /// How much memory the guest has, and how the host backs it
@@ -38,19 +43,46 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "SIZE[,OPTION…]", default_value_t, verbatim_doc_comment)]
     pub(super) memory: MemorySpec,
 
-    /// How many processors the guest has
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
+    /// How many processors the guest has: N, and after commas sockets=S, cores=C, threads=T
+    ///
+    /// N is sockets × cores × threads. What is not given follows from N: the cores of one socket, without
+    /// threads; without N it is 1.
+    #[arg(short, long, value_name = "N[,LEVEL=N…]", default_value_t)]
+    cpus: CpusSpec,
 
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    cmdline: String,
+    /// What the processors can do: host or baseline, then +FLAG to show, -FLAG to hide; help lists the flags
+    ///
+    ///   host      everything that this host's KVM offers
+    ///   baseline  what servers have had since 2009 (Intel) or 2011 (AMD), so that the guest can move
+    /// Flags are named as in /proc/cpuinfo, as in baseline,+aes,-rdtscp. Showing one shows what it builds on,
+    /// hiding one hides what builds on it.
+    #[arg(long, value_name = "MODEL[,±FLAG…]", default_value_t, verbatim_doc_comment)]
+    cpu: CpuChoice,
+
+    /// The kernel's command line, in place of the default
+    ///
+    /// By default Linux gets `console=ttyS0 reboot=k panic=-1`: it talks to the serial port, and its reset or panic
+    /// ends this process. Other kernels get nothing. A bzImage is Linux, an ELF kernel if its
+    /// notes say so.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+
+    /// Add to the kernel's command line, be it the default or --cmdline; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    append: Vec<String>,
 
     /// The initial file system that is handed to the kernel
+    ///
+    /// May be given several times: the guest sees all files as one, in this order, as Linux unpacks them.
     #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
+    initrd: Vec<PathBuf>,
 
-    /// How an ELF kernel is entered: pvh and linux64 insist on that protocol, auto prefers pvh
+    /// How the kernel is entered: auto, pvh, linux64 or image
+    ///
+    /// pvh and linux64 insist on that protocol. auto takes linux64 for Linux, which can be given a seed for its random
+    /// numbers that way, and for others pvh if they have it. The kernel in a bzImage is unpacked by lodger and entered
+    /// like any ELF kernel; image has the bzImage's own code do that inside the guest, as auto has it where lodger
+    /// cannot.
     #[arg(long, value_name = "PROTOCOL", default_value_t)]
     entry: Entry,
 
@@ -64,13 +96,24 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHERE", default_value_t)]
     console: console::Spec,
 
+    /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off
+    ///
+    /// On ordinary hosts nothing is missing, and nothing is done. `lodger doctor` lists what this host lacks. With
+    /// auto, a kernel on such a host also boots in a software processor, many times as fast as KVM interprets
+    /// it; with missing it does not. With off, a guest that needs something ends with a report that shows where.
+    #[arg(long, value_name = "WHEN", default_value_t)]
+    completion: Completion,
+
     /// Print how long each phase of the start took, to standard error
     #[arg(long)]
     timing: bool,
 
-    /// Print what the guest did (exits by kind, accesses nobody answered), to standard error
+    /// Print what the guest did (exits by kind, what was completed, accesses nobody answered), to standard error
     #[arg(long)]
     stats: bool,
+
+    #[command(flatten)]
+    profile: ProfileArgs,
 }
 
 impl RunArgs {
@@ -78,17 +121,26 @@ impl RunArgs {
         Config {
             memory: self.memory,
             cpus: self.cpus,
+            cpu: match &self.cpu {
+                CpuChoice::Model(model) => model.clone(),
+                CpuChoice::Help => CpuModel::default(),
+            },
             kernel: self.kernel.clone().map_or(Kernel::Embedded, Kernel::File),
             entry: self.entry,
             flat: self.flat,
             cmdline: self.cmdline.clone(),
-            initrd: self.initrd.clone(),
+            append: self.append.clone(),
+            initrds: self.initrd.clone(),
+            completion: self.completion,
         }
     }
 }
 
 /// Runs the guest to its end; returns the process's exit status.
 pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
+    if arguments.cpu == CpuChoice::Help {
+        return flags::print().map(|()| 0);
+    }
     timeline.mark("command line read");
     console::install_panic_hook();
     console::catch_fatal_signals();
@@ -96,10 +148,13 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     timeline.mark("KVM opened and probed");
     let mut console = Console::connect(&arguments.console)?;
     let output = console.output();
-    let machine = Machine::build(&kvm, &arguments.config(), Arc::clone(&output) as _, &mut timeline)?;
+    let config = arguments.config();
+    let names = Names::new(&arguments.profile, &config)?;
+    let machine = Machine::build(&kvm, &config, Arc::clone(&output) as _, &mut timeline)?;
     if let Some(path) = console.pty_path() {
         say!("lodger: the console is on {}", path.display());
     }
+    let profiling = Profiling::start(&arguments.profile, &machine)?;
     // Building may take long (memory to be filled in). Until here signals end the process as they end any
     // other, and the terminal is the user's.
     let signals = Signals::block()?;
@@ -108,6 +163,7 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     output.start();
     let end = attend(&machine, &mut console, &signals);
     machine.stop();
+    let profiled = profiling.map(Profiling::finish);
     if matches!(end, Ok(End::Machine)) && console.pty_path().is_none() {
         wait_for_reader(&output, &signals)?;
     }
@@ -126,7 +182,19 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
         // The shell's prompt shall not follow on the guest's line.
         say!("");
     }
-    conclude(&machine, end?, complete)
+    let is_fatal = matches!(machine.outcome(), Some(Outcome::Fatal(_)));
+    let symbols = (profiled.is_some() || is_fatal).then(|| names.look_up()).flatten();
+    let status =
+        end.map_err(AnyError::from).and_then(|end| conclude(&machine, end, complete, symbols.as_ref()));
+    match (status, profiled.map(|profiled| profiled.write(symbols.as_ref()))) {
+        (Ok(0), Some(Err(error))) => Err(error),
+        // The guest's own failure is the more important one.
+        (status, Some(Err(error))) => {
+            say!("lodger: {error}");
+            status
+        }
+        (status, _) => status,
+    }
 }
 
 /// Lets a slow reader have what the guest printed before it ended, until a signal says that this is enough. A
@@ -158,6 +226,7 @@ fn conclude<V: Vm>(
     machine: &Machine<V>,
     end: End,
     complete: Result<(), console::Error>,
+    symbols: Option<&Symbols>,
 ) -> Result<u8, AnyError> {
     let by_itself = matches!(end, End::Machine);
     let status = match end {
@@ -168,12 +237,14 @@ fn conclude<V: Vm>(
             let outcome = machine.wait();
             match outcome {
                 Outcome::Fatal(report) => {
-                    say!("lodger: {}", report.to_string().trim_end());
+                    say!("lodger: {}", report.with_symbols(symbols).to_string().trim_end());
                     if let Some(code) = machine.last_post_code() {
                         say!("  last POST code: {code:#04x}");
                     }
                 }
-                Outcome::Failed(_) | Outcome::Panicked => say!("lodger: {outcome}"),
+                Outcome::Failed(_) | Outcome::Panicked | Outcome::GuestPanicked | Outcome::Halted => {
+                    say!("lodger: {outcome}");
+                }
                 _ => {}
             }
             outcome.status()
@@ -201,6 +272,7 @@ fn attend<V: Vm>(machine: &Machine<V>, console: &mut Console, signals: &Signals)
         let input = if pump.wants_input(has_room, console) { console.input() } else { None };
         let events = [Some(machine.end_event()), Some(signals.as_fd()), input, output.pipe()];
         let ready = wait(events, pump.timeout(has_room))?;
+        machine.look_after();
         if ready[0] {
             return Ok(End::Machine);
         }
@@ -257,9 +329,13 @@ impl Pump {
         !self.ended && (console.is_interactive() || self.held.is_empty() && has_room)
     }
 
-    /// Nothing tells when the guest has made room: then it is looked after.
+    /// Nothing tells when the guest has made room, or when it has halted: then it is looked after.
     fn timeout(&self, has_room: bool) -> i32 {
-        if self.held.is_empty() && (has_room || self.ended) { -1 } else { RETRY_MILLISECONDS }
+        if self.held.is_empty() && (has_room || self.ended) {
+            LOOK_INTERVAL.as_millis() as i32
+        } else {
+            RETRY_MILLISECONDS
+        }
     }
 
     /// Moves on what there is; whether the user wants to leave.

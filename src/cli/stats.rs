@@ -30,6 +30,12 @@ pub fn print_stats<V: Vm>(machine: &Machine<V>) {
         let counts: Vec<_> =
             vcpu.counters().iter().map(|(kind, count)| format!("{} {count}", kind.name())).collect();
         say!("  vcpu{} exits: {}", vcpu.id(), counts.join(", "));
+        let completions = vcpu.counters().completions();
+        if !completions.is_empty() {
+            let total: u64 = completions.iter().map(|(_, count)| count).sum();
+            let each: Vec<_> = completions.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            say!("  vcpu{} completed in KVM's place: {total}: {}", vcpu.id(), each.join(", "));
+        }
     }
     let unowned = machine.bus().unowned();
     print_unowned("ports", &unowned.ports);

@@ -77,6 +77,8 @@ pub enum Area {
 pub enum Verdict {
     /// It is there and as it should be.
     Ok,
+    /// It is not there, but this program does it in its place.
+    Covered,
     /// It is there, but not all of it, or not as it should be.
     Limited,
     /// It is not there.

@@ -3,9 +3,13 @@
 
 use std::fmt;
 
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
 use super::history::{History, Record};
+use crate::boot::Symbols;
 use crate::hv::{self, InternalError, Registers, Segment, SpecialRegisters, Vcpu};
 use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::x86::mode::linear_rip;
 use crate::x86::walk;
 
 /// How many code bytes are shown before RIP, and from RIP on.
@@ -19,6 +23,13 @@ pub enum Cause {
     TripleFault,
     /// The hypervisor gave up.
     InternalError(InternalError),
+    /// The hypervisor gave up at an instruction that this program cannot complete either.
+    Beyond {
+        /// What the hypervisor said.
+        error: InternalError,
+        /// What keeps this program from it.
+        why: String,
+    },
     /// The processor refused to enter the guest.
     FailedEntry {
         /// The hardware's reason code.
@@ -42,6 +53,10 @@ impl Cause {
                                   table or stack is unusable"
                 .to_owned(),
             Self::InternalError(error) => internal_error_in_plain_words(error.suberror).to_owned(),
+            Self::Beyond { why, .. } => format!(
+                "KVM had to run the guest's next instruction in software and could not, and lodger cannot \
+                 complete it either ({why})"
+            ),
             Self::FailedEntry { .. } => "the processor refused to enter the guest: the state in its control \
                                          or segment registers is not one that a processor can be in"
                 .to_owned(),
@@ -81,6 +96,8 @@ pub struct FatalReport {
     pub registers: hv::Result<(Registers, SpecialRegisters)>,
     /// The code at RIP, or why it cannot be read.
     pub code: Code,
+    /// The instruction at RIP, in words.
+    pub instruction: Option<String>,
     /// What it did last, the oldest first.
     pub history: Vec<Record>,
 }
@@ -112,7 +129,16 @@ impl FatalReport {
             Ok((general, special)) => read_code(memory, general, special),
             Err(_) => Code::Unreadable("the registers could not be read".to_owned()),
         };
-        Self { vcpu, cause, registers, code, history: history.iter().copied().collect() }
+        let instruction = match (&registers, &code) {
+            (Ok((general, special)), Code::Bytes { from, .. }) => disassemble(general, special, from),
+            _ => None,
+        };
+        Self { vcpu, cause, registers, code, instruction, history: history.iter().copied().collect() }
+    }
+
+    /// The report with the name of the function at RIP, if `symbols` has it.
+    pub fn with_symbols<'a>(&'a self, symbols: Option<&'a Symbols>) -> impl fmt::Display + 'a {
+        WithSymbols(self, symbols)
     }
 
     /// Whether these are the registers of a processor that has just been reset: on some hosts that is all
@@ -122,10 +148,21 @@ impl FatalReport {
     }
 }
 
+/// The first instruction of `code`, if it is one.
+fn disassemble(general: &Registers, special: &SpecialRegisters, code: &[u8]) -> Option<String> {
+    let bits = match (special.cs.long, special.cs.default_big) {
+        (true, _) => 64,
+        (false, true) => 32,
+        (false, false) => 16,
+    };
+    let instruction = Decoder::with_ip(bits, code, general.rip, DecoderOptions::NONE).decode();
+    let mut text = String::new();
+    IntelFormatter::new().format(&instruction, &mut text);
+    (!instruction.is_invalid()).then_some(text)
+}
+
 fn read_code(memory: &GuestMemory, general: &Registers, special: &SpecialRegisters) -> Code {
-    // In 64-bit code segment bases do not count.
-    let base = if special.cs.long { 0 } else { special.cs.base };
-    let rip = base.wrapping_add(general.rip);
+    let rip = linear_rip(general, special);
     let from = match read(memory, special, rip, CODE_FROM) {
         Ok(bytes) => bytes,
         Err(reason) => return Code::Unreadable(reason),
@@ -157,15 +194,30 @@ fn read(
     }
 }
 
+/// A report that names the function at RIP.
+struct WithSymbols<'a>(&'a FatalReport, Option<&'a Symbols>);
+
 impl fmt::Display for FatalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vcpu, cause, registers, code, history } = self;
+        WithSymbols(self, None).fmt(f)
+    }
+}
+
+impl fmt::Display for WithSymbols<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(report, symbols) = *self;
+        let FatalReport { vcpu, cause, registers, code, instruction, history } = report;
         writeln!(f, "the guest stopped on vcpu{vcpu}: {}", cause.in_plain_words())?;
         write_cause(f, cause)?;
         match registers {
             Ok((general, special)) => {
                 write_registers(f, general, special)?;
-                if self.looks_reset() {
+                let function =
+                    |symbols: &Symbols| symbols.describe(special.ss.dpl, linear_rip(general, special));
+                if let Some(function) = symbols.and_then(function) {
+                    writeln!(f, "  rip is in {function}")?;
+                }
+                if report.looks_reset() {
                     writeln!(
                         f,
                         "  (these are reset values: this host keeps no others after a triple fault)"
@@ -175,6 +227,9 @@ impl fmt::Display for FatalReport {
             Err(error) => writeln!(f, "  registers: {error}")?,
         }
         write_code(f, code)?;
+        if let Some(instruction) = instruction {
+            writeln!(f, "  instruction at rip: {instruction}")?;
+        }
         write_history(f, history)
     }
 }
@@ -182,7 +237,8 @@ impl fmt::Display for FatalReport {
 fn write_cause(f: &mut fmt::Formatter<'_>, cause: &Cause) -> fmt::Result {
     match cause {
         Cause::TripleFault => writeln!(f, "  exit: KVM_EXIT_SHUTDOWN"),
-        Cause::InternalError(InternalError { suberror, data }) => {
+        Cause::InternalError(InternalError { suberror, data })
+        | Cause::Beyond { error: InternalError { suberror, data }, .. } => {
             write!(f, "  exit: KVM_EXIT_INTERNAL_ERROR, suberror {suberror}, data")?;
             data.iter().try_for_each(|word| write!(f, " {word:#x}"))?;
             writeln!(f)

@@ -4,25 +4,38 @@
 //! the [`Bus`], and which device answers is not known here. A fatal exit ends the thread with a
 //! [`FatalReport`]. Relies on `bus/`, `memory/`, `x86/` and the seam `hv/`.
 
+mod completion;
 mod counters;
 mod fatal;
 mod gate;
+mod halted;
 mod history;
+mod kernel;
+mod profile;
 mod run;
 mod signal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use crate::bus::{Action, Bus};
 use crate::hv::{self, Vcpu};
 use crate::memory::GuestMemory;
 use crate::threads;
+use crate::x86::complete::Gaps;
+use completion::{Completer, Help, Nobody};
 pub use counters::Counters;
 pub use fatal::{Cause, Code, FatalReport};
 use gate::{Gate, Pass, Wanted};
+pub use halted::all_halted_for_good;
 pub use history::{DEPTH as HISTORY_DEPTH, History, Record};
+use kernel::Kernel;
+pub use kernel::KernelPhase;
+use profile::Sampled;
+pub use profile::{Interval, IntervalError, Profile, Profiler, Sample};
+use run::{Context, Left};
 
 /// The stack of a vCPU's thread. Nothing here recurses or keeps large values, and devices are called on it.
 const STACK_SIZE: usize = 256 << 10;
@@ -49,8 +62,13 @@ pub enum Ending {
 pub struct Surroundings {
     /// Who answers its accesses.
     pub bus: Arc<Bus>,
-    /// What it executes; read for the report of a fatal exit.
+    /// What it executes; read for the report of a fatal exit, and where instructions are completed.
     pub memory: Arc<GuestMemory>,
+    /// What the hypervisor lacks and is to be done in its place. If `syscall` is among it, writes to the
+    /// [registers of `syscall`](crate::x86::complete::transition::TRAPPED) have to be exits.
+    pub gaps: Gaps,
+    /// Present where the guest's kernel is to be run by the software processor until it has user space.
+    pub kernel: Option<Arc<KernelPhase>>,
 }
 
 /// A virtual processor and its thread.
@@ -61,7 +79,8 @@ pub struct VcpuThread<V> {
 }
 
 struct Shared<V> {
-    gate: Gate,
+    gate: Arc<Gate>,
+    sampled: Arc<Sampled>,
     counters: Counters,
     /// Held by the thread while it runs the vCPU, free while it waits at the gate.
     vcpu: Mutex<V>,
@@ -83,12 +102,18 @@ impl<V: Vcpu> VcpuThread<V> {
         on_end: impl FnOnce(Ending) + Send + 'static,
     ) -> hv::Result<Self> {
         signal::install();
-        let gate = Gate::new(vcpu.kick_handle()?);
-        let shared = Arc::new(Shared { gate, counters: Counters::default(), vcpu: Mutex::new(vcpu) });
+        let mut counters = Counters::default();
+        if surroundings.gaps.any() {
+            counters = Counters::with_completions();
+        }
+        let gate = Arc::new(Gate::new(vcpu.kick_handle()?));
+        let sampled = Arc::new(Sampled::new(id, Arc::clone(&gate)));
+        let shared = Arc::new(Shared { gate, sampled, counters, vcpu: Mutex::new(vcpu) });
         let for_thread = Arc::clone(&shared);
         let life = move || {
             signal::unblock();
-            let work = || live(id, &for_thread, &surroundings);
+            for_thread.sampled.is_on_this_thread();
+            let work = || live_helped(id, &for_thread, &surroundings);
             on_end(catch_unwind(AssertUnwindSafe(work)).unwrap_or(Ending::Panicked));
             for_thread.gate.end();
         };
@@ -135,6 +160,21 @@ impl<V: Vcpu> VcpuThread<V> {
         f(&self.shared.vcpu())
     }
 
+    /// How much processor time its thread has used, in the guest or for it. Costs one system call and disturbs
+    /// nobody.
+    pub fn time_used(&self) -> Option<Duration> {
+        threads::time_used(self.thread.as_ref()?)
+    }
+
+    /// Holds it for a moment, if it is meant to run; see [`gate`].
+    fn hold(&self) -> bool {
+        self.shared.gate.hold(|| {
+            if let Some(thread) = &self.thread {
+                signal::send(thread);
+            }
+        })
+    }
+
     fn request(&self, wanted: Wanted) {
         self.shared.gate.request(wanted, || {
             if let Some(thread) = &self.thread {
@@ -155,23 +195,58 @@ impl<V> Drop for VcpuThread<V> {
     }
 }
 
-/// The life of a vCPU's thread.
-fn live<V: Vcpu>(id: u32, shared: &Shared<V>, surroundings: &Surroundings) -> Ending {
-    let mut history = History::new();
+/// The life of a vCPU's thread, with the help that this host needs.
+fn live_helped<V: Vcpu>(id: u32, shared: &Shared<V>, surroundings: &Surroundings) -> Ending {
+    let Surroundings { bus, memory, gaps, kernel } = surroundings;
+    let counters = &shared.counters;
+    let history = &mut History::new();
+    if !gaps.any() {
+        return live(id, shared, memory, None, Context { bus, counters, history, help: Nobody });
+    }
+    let help = Completer::new(*gaps, memory, counters);
+    let kernel = kernel
+        .as_ref()
+        .map(|phase| Kernel::new(Arc::clone(memory), Arc::clone(phase)).leaving_at(shared.sampled.wish()));
+    live(id, shared, memory, kernel, Context { bus, counters, history, help })
+}
+
+fn live<V: Vcpu, H: Help<V>>(
+    id: u32,
+    shared: &Shared<V>,
+    memory: &GuestMemory,
+    mut kernel: Option<Kernel>,
+    mut context: Context<'_, H>,
+) -> Ending {
     loop {
         if shared.gate.pass() == Pass::Stop {
             return Ending::Stopped;
         }
         let mut vcpu = shared.vcpu();
-        match run::until_interrupted(&mut *vcpu, &surroundings.bus, &shared.counters, &mut history) {
-            run::Left::Interrupted => {}
-            run::Left::Ended(ending) => return ending,
-            run::Left::Fatal(cause) => {
-                let report = FatalReport::capture(id, cause, &*vcpu, &surroundings.memory, &history);
+        match run(&mut *vcpu, &mut kernel, &mut context) {
+            Ok(Left::Interrupted) => shared.sampled.answer(&*vcpu),
+            Ok(Left::Ended(ending)) => return ending,
+            Ok(Left::Fatal(cause)) => {
+                let report = FatalReport::capture(id, cause, &*vcpu, memory, context.history);
                 return Ending::Fatal(Box::new(report));
             }
+            Err(error) => return Ending::Failed(error),
         }
     }
+}
+
+/// Runs the guest: its kernel by the software processor, as long as that is possible, and then by the hypervisor.
+fn run<V: Vcpu, H: Help<V>>(
+    vcpu: &mut V,
+    kernel: &mut Option<Kernel>,
+    context: &mut Context<'_, H>,
+) -> hv::Result<Left> {
+    if let Some(software) = kernel {
+        if let Some(left) = software.run(vcpu, context)? {
+            return Ok(left);
+        }
+        *kernel = None;
+    }
+    run::until_interrupted(vcpu, context)
 }
 
 #[cfg(test)]

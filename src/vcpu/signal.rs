@@ -43,3 +43,22 @@ pub(super) fn send<T>(thread: &JoinHandle<T>) {
     // SAFETY: a thread that has not been joined keeps its id valid, and the handle proves that it was not.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), number()) };
 }
+
+/// A thread, for those who do not hold its handle.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ThreadId(libc::pid_t);
+
+impl ThreadId {
+    /// The calling thread.
+    pub(super) fn current() -> Self {
+        // SAFETY: asks for a number.
+        Self(unsafe { libc::gettid() })
+    }
+
+    /// Interrupts the system call in which the thread is, if any. It must not have ended: its number may be
+    /// another one's by then, which would be interrupted without need.
+    pub(super) fn interrupt(self) {
+        // SAFETY: the signal's handler does nothing, and goes to a thread of this process or to none.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, number()) };
+    }
+}

@@ -6,6 +6,7 @@ use crate::bus::{BusBuilder, Claim, Device, Widths};
 use crate::hv::fake::{FakeHypervisor, Step};
 use crate::hv::{ExitKind, Hypervisor, InternalError, Vm};
 use crate::memory::{Layout, Options};
+use crate::x86::segments;
 
 /// A device that answers with what was written last, and ends the machine when it is written 0xee.
 #[derive(Default)]
@@ -28,10 +29,15 @@ fn surroundings() -> Surroundings {
     let claim = Claim { name: "mirror", base: 0x10, len: 1, widths: Widths::BYTE };
     builder.claim_ports(claim, Arc::clone(&mirror) as Arc<dyn Device>).unwrap();
     let memory = GuestMemory::map(Layout::new(1 << 20, 48).unwrap(), Options::default()).unwrap();
-    Surroundings { bus: Arc::new(builder.build()), memory: Arc::new(memory) }
+    Surroundings {
+        bus: Arc::new(builder.build()),
+        memory: Arc::new(memory),
+        gaps: Gaps::default(),
+        kernel: None,
+    }
 }
 
-fn start(script: &[Step]) -> (FakeHypervisor, VcpuThread<impl Vcpu>, Receiver<Ending>) {
+pub(super) fn start(script: &[Step]) -> (FakeHypervisor, VcpuThread<impl Vcpu>, Receiver<Ending>) {
     let hypervisor = FakeHypervisor::new(script);
     let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
     let (sender, endings) = channel();
@@ -173,6 +179,7 @@ fn a_fatal_exit_reports_registers_code_and_the_last_exits() {
         "rip 0000000000001010",
         "rbx 0000000000000b0b",
         "> f3 0f b8 c1 00",
+        "  instruction at rip: popcnt ax,cx\n",
         "    port 0x10 <- 0x41\n    port 0x10 -> 0x41 (2 times)\n    internal-error\n",
     ] {
         assert!(text.contains(expected), "{expected:?} is missing in:\n{text}");
@@ -192,4 +199,81 @@ fn each_fatal_exit_is_told_apart() {
         }
     }
     assert!(matches!(run(&[Step::Halt]).1, Ending::Halted));
+}
+
+/// A processor on a host with gaps, at `code`.
+fn start_with_gaps(
+    script: &[Step],
+    code: &[u8],
+) -> (FakeHypervisor, VcpuThread<impl Vcpu>, Receiver<Ending>) {
+    let hypervisor = FakeHypervisor::new(script);
+    let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
+    vcpu.set_registers(&hv::Registers { rip: 0x1010, rflags: 2, ..Default::default() }).unwrap();
+    let data = segments::real_data(0);
+    let special = hv::SpecialRegisters { cs: segments::real_code(0), ds: data, ..Default::default() };
+    vcpu.set_special_registers(&special).unwrap();
+    let surroundings = Surroundings { gaps: Gaps::ALL, ..surroundings() };
+    vm_memory::Bytes::write_slice(surroundings.memory.mapped(), code, vm_memory::GuestAddress(0x1010))
+        .unwrap();
+    let (sender, endings) = channel();
+    let on_end = move |ending| drop(sender.send(ending));
+    let thread = VcpuThread::spawn(0, vcpu, surroundings, on_end).unwrap();
+    (hypervisor, thread, endings)
+}
+
+fn gives_up(suberror: u32) -> Step {
+    Step::InternalError(InternalError { suberror, data: vec![] })
+}
+
+#[test]
+fn where_kvm_gives_up_instructions_are_completed_and_counted() {
+    // inc ax; popcnt cx, ax
+    let (_, thread, endings) =
+        start_with_gaps(&[gives_up(1), gives_up(1), write(0xee)], &[0x40, 0xf3, 0x0f, 0xb8, 0xc8]);
+    thread.resume();
+    assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Guest(_))));
+    let registers = thread.while_at_rest(|vcpu| vcpu.registers().unwrap());
+    assert_eq!((registers.rip, registers.rax, registers.rcx), (0x1015, 1, 1));
+    let mut completions = thread.counters().completions();
+    completions.sort();
+    assert_eq!(completions, [("inc".to_owned(), 1), ("popcnt".to_owned(), 1)]);
+}
+
+#[test]
+fn what_cannot_be_completed_either_is_told_with_its_reason_and_disassembled() {
+    let (_, thread, endings) = start_with_gaps(&[gives_up(1)], &[0xf4]);
+    thread.resume();
+    let Ok(Ending::Fatal(report)) = endings.recv_timeout(Duration::from_secs(10)) else {
+        panic!("the exit was not fatal")
+    };
+    assert!(matches!(report.cause, Cause::Beyond { .. }));
+    let text = report.to_string();
+    for expected in ["lodger cannot complete it either (hlt", "suberror 1", "  instruction at rip: hlt\n"] {
+        assert!(text.contains(expected), "{expected:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn other_internal_errors_stay_fatal_on_hosts_with_gaps() {
+    let (_, thread, endings) = start_with_gaps(&[gives_up(3)], &[0x90]);
+    thread.resume();
+    let Ok(Ending::Fatal(report)) = endings.recv_timeout(Duration::from_secs(10)) else {
+        panic!("the exit was not fatal")
+    };
+    assert!(matches!(report.cause, Cause::InternalError(_)));
+}
+
+#[test]
+fn completing_without_end_does_not_keep_a_vcpu_from_pausing_and_stopping() {
+    // In real mode, over and over: add [bx + si], al.
+    let script = vec![gives_up(1); 300_000];
+    let (_, thread, endings) = start_with_gaps(&script, &[]);
+    for _ in 0..50 {
+        thread.resume();
+        thread.request_pause();
+        thread.wait_at_rest();
+    }
+    thread.resume();
+    thread.request_stop();
+    assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Stopped)));
 }

@@ -4,26 +4,35 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::boot;
+use super::CpusSpec;
+use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
+use crate::x86::model::CpuModel;
 
 /// What a machine is made of and what it boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Its memory.
     pub memory: MemorySpec,
-    /// How many processors it has.
-    pub cpus: u32,
+    /// How many processors it has, and how they are arranged.
+    pub cpus: CpusSpec,
+    /// Which features they have.
+    pub cpu: CpuModel,
     /// What it boots.
     pub kernel: Kernel,
     /// How the kernel is entered, where it leaves a choice.
     pub entry: boot::Entry,
     /// Take the kernel for a flat image and load it like this, whatever it looks like.
     pub flat: Option<boot::Flat>,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// The initial file system, if any.
-    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; if there is none, Linux kernels get
+    /// [`LINUX_COMMAND_LINE`](boot::LINUX_COMMAND_LINE) and others nothing.
+    pub cmdline: Option<String>,
+    /// What is added to the command line, each with a space in front.
+    pub append: Vec<String>,
+    /// The initial file system: files that the guest sees as one, in this order.
+    pub initrds: Vec<PathBuf>,
+    /// Whether what the host's KVM cannot do is done in its place.
+    pub completion: Completion,
 }
 
 impl Default for Config {
@@ -31,12 +40,56 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             memory: MemorySpec::default(),
-            cpus: 1,
+            cpus: CpusSpec::default(),
+            cpu: CpuModel::default(),
             kernel: Kernel::Embedded,
             entry: boot::Entry::Auto,
             flat: None,
-            cmdline: String::new(),
-            initrd: None,
+            cmdline: None,
+            append: Vec::new(),
+            initrds: Vec::new(),
+            completion: Completion::Auto,
+        }
+    }
+}
+
+/// Whether what the host's KVM cannot do for a guest is done in its place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Completion {
+    /// Where something is missing. It is looked for before the guest starts; on ordinary hosts nothing is. The
+    /// kernel that boots is run by the software processor until it has user space.
+    #[default]
+    Auto,
+    /// The same, but all else is left to KVM, the kernel's boot included: slow, and good to compare with.
+    Missing,
+    /// Nowhere: the guest has what KVM has.
+    Off,
+}
+
+impl fmt::Display for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Missing => "missing",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// A word that is none of those that say when to complete.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} says nothing about completion; there are auto, missing and off")]
+pub struct CompletionError(String);
+
+impl FromStr for Completion {
+    type Err = CompletionError;
+
+    fn from_str(text: &str) -> Result<Self, CompletionError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "missing" => Ok(Self::Missing),
+            "off" => Ok(Self::Off),
+            _ => Err(CompletionError(text.to_owned())),
         }
     }
 }
@@ -50,6 +103,27 @@ pub enum Kernel {
     File(PathBuf),
     /// Bytes in memory; their kind is found from their content.
     Bytes(Vec<u8>),
+}
+
+impl Kernel {
+    /// The same, for loading.
+    pub(super) fn source(&self) -> Source<'_> {
+        match self {
+            Self::Embedded => {
+                Source::Bytes { name: "the embedded guest", bytes: boot::embedded::EMBEDDED_GUEST }
+            }
+            Self::File(path) => Source::File(path),
+            Self::Bytes(bytes) => Source::Bytes { name: "the kernel", bytes },
+        }
+    }
+}
+
+impl Config {
+    /// The names of the kernel's functions, if it is an ELF file that has them. The file is read now.
+    pub fn symbols(&self) -> Option<Symbols> {
+        // Loaded as a flat image, it does not run where it was linked.
+        self.flat.is_none().then(|| Symbols::of_kernel(self.kernel.source()))?
+    }
 }
 
 /// How much memory, and how the host backs it: `512M,hugepages,prefault`.
@@ -183,6 +257,14 @@ mod tests {
         assert_eq!("1G,huge".parse::<MemorySpec>(), Err(MemorySpecError::Word("huge".to_owned())));
         assert_eq!("1G,".parse::<MemorySpec>(), Err(MemorySpecError::Word(String::new())));
         assert_eq!("1G,hugetlb,hugepages".parse::<MemorySpec>(), Err(MemorySpecError::Exclusive));
+    }
+
+    #[test]
+    fn completion_is_printed_as_it_is_written() {
+        for completion in [Completion::Auto, Completion::Missing, Completion::Off] {
+            assert_eq!(completion.to_string().parse(), Ok(completion));
+        }
+        assert_eq!("on".parse::<Completion>(), Err(CompletionError("on".to_owned())));
     }
 
     #[test]

@@ -2,27 +2,30 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::config::{Config, Kernel};
-use super::{Error, Outcome, Timeline};
-use crate::boot::{self, Source, Start};
+use super::config::{Completion, Config, Kernel};
+use super::watch::{self, Watch};
+use super::{Error, Outcome, Timeline, processors};
+use crate::boot::{self, Platform, Protocol, Source, Start};
 use crate::bus::{Bus, BusBuilder};
 use crate::devices::cmos::{self, Cmos, HostClock};
 use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::post::{self, Post};
+use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::serial::{self, Serial};
+use crate::devices::sleep::{self, Sleep};
 use crate::devices::{ByteSink, InterruptLine};
-use crate::hv::{self, CpuidEntry, Doorbell, Hypervisor, Vcpu, Vm};
+use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
 use crate::memory::{GuestMemory, Layout};
-use crate::vcpu::{Ending, Surroundings, VcpuThread};
-use crate::x86::cpuid::{self, VcpuIdentity};
-use crate::x86::lapic;
-
-/// Local APICs number their processors with eight bits here, and 255 addresses all of them.
-const MOST_CPUS: u32 = 255;
+use crate::vcpu::{Ending, Interval, KernelPhase, Profiler, Surroundings, VcpuThread};
+use crate::x86::complete::gaps::{self, Gaps};
+use crate::x86::complete::transition::TRAPPED;
+use crate::x86::cpuid::{self, Quirks};
+use crate::x86::topology::{Topology, apic_ids};
 
 /// A virtual machine, ready to run or running.
 ///
@@ -34,6 +37,8 @@ pub struct Machine<V: Vm> {
     devices: Devices,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
+    gaps: Gaps,
+    watch: Watch,
     board: Arc<Board<V>>,
 }
 
@@ -68,6 +73,15 @@ impl End {
         let _: Result<(), Outcome> = self.outcome.set(outcome);
         // Fails only if the counter is full, and then the event is set already.
         let _: Result<(), _> = self.event.write(1);
+    }
+
+    /// Waits for the end, but not for longer than `limit`.
+    fn wait(&self, limit: Duration) -> Option<&Outcome> {
+        let mut entry = libc::pollfd { fd: self.event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: one initialised entry. Whatever ends the call, the outcome tells what to do.
+        unsafe { libc::poll(&raw mut entry, 1, limit) };
+        self.outcome.get()
     }
 }
 
@@ -111,12 +125,18 @@ impl<V: Vm> Machine<V> {
         console: Arc<dyn ByteSink>,
         timeline: &mut Timeline,
     ) -> Result<Self, Error> {
-        check_cpus(config.cpus, hypervisor.max_vcpus())?;
+        let topology = config.cpus.topology()?;
+        check_count(topology.processors(), hypervisor.max_vcpus())?;
         let vm = hypervisor.create_vm()?;
+        let expected = Gaps {
+            syscall: config.completion != Completion::Off && !hypervisor.is_in_hardware(),
+            ..Gaps::default()
+        };
+        watch_system_calls(&vm, Gaps::default(), expected)?;
         timeline.mark("virtual machine created");
         let memory = map_memory(&vm, config)?;
         timeline.mark("memory mapped");
-        let start = load(&memory, config)?;
+        let start = load(&memory, config, &topology)?;
         timeline.mark("kernel loaded");
         log::debug!(
             "kernel loaded for {:?} at {:#x}-{:#x}",
@@ -127,20 +147,19 @@ impl<V: Vm> Machine<V> {
         vm.create_interrupt_controller()?;
         timeline.mark("interrupt controllers created");
         let board = Arc::new(Board { vm, memory });
-        let vcpus = (0..config.cpus).map(|id| board.vm.create_vcpu(id)).collect::<hv::Result<Vec<_>>>()?;
+        let numbers = apic_ids(&topology);
+        let mut vcpus =
+            numbers.iter().map(|&number| board.vm.create_vcpu(number)).collect::<hv::Result<Vec<_>>>()?;
         timeline.mark("processors created");
-        // The longest step of all. Asking on a thread of its own meanwhile was tried and is slower: it holds up
-        // the calls above, which wait for all host processors.
-        let features = hypervisor.supported_cpuid()?;
-        timeline.mark("processor features listed");
-        for (id, vcpu) in (0..).zip(&vcpus) {
-            set_up(vcpu, id, config.cpus, &features)?;
-        }
-        if let Some(boot_processor) = vcpus.first() {
+        describe(hypervisor, &vcpus, config, topology, timeline)?;
+        let mut gaps = Gaps::default();
+        if let Some(boot_processor) = vcpus.first_mut() {
+            gaps = find_gaps(boot_processor, &board, expected, config.completion)?;
             enter(boot_processor, &start)?;
         }
-        timeline.mark("processors set up");
-        let machine = Self::assemble(board, vcpus, console)?;
+        timeline.mark("KVM tried, processors set up");
+        let kernel = runs_in_software(gaps, config, &topology, &start).then(Arc::default);
+        let machine = Self::assemble(board, vcpus, gaps, kernel, console)?;
         timeline.mark("devices and threads created");
         Ok(machine)
     }
@@ -148,6 +167,8 @@ impl<V: Vm> Machine<V> {
     fn assemble(
         board: Arc<Board<V>>,
         vcpus: Vec<V::Vcpu>,
+        gaps: Gaps,
+        kernel: Option<Arc<KernelPhase>>,
         console: Arc<dyn ByteSink>,
     ) -> Result<Self, Error> {
         let line = |number| -> Arc<dyn InterruptLine> {
@@ -164,11 +185,14 @@ impl<V: Vm> Machine<V> {
             builder.claim_ports(claim, port)?;
         }
         builder.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit))?;
+        builder.claim_ports(sleep::CLAIM, Arc::new(Sleep))?;
+        builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
         let bus = Arc::new(builder.build());
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Event)?;
         let end = Arc::new(End { outcome: OnceLock::new(), event });
-        let surroundings = Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&board.memory) };
+        let surroundings =
+            Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&board.memory), gaps, kernel };
         let vcpus = (0..)
             .zip(vcpus)
             .map(|(id, vcpu)| {
@@ -178,7 +202,7 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, post };
-        Ok(Self { vcpus, bus, devices, console, end, board })
+        Ok(Self { vcpus, bus, devices, console, end, gaps, watch: Watch::default(), board })
     }
 
     /// Lets all processors run, for the first time or after a pause.
@@ -206,9 +230,23 @@ impl<V: Vm> Machine<V> {
 
     /// Waits until the machine has ended, and stops what still runs.
     pub fn wait(&self) -> &Outcome {
-        let outcome = self.end.outcome.wait();
+        let outcome = loop {
+            match self.end.wait(watch::INTERVAL) {
+                Some(outcome) => break outcome,
+                None => self.look_after(),
+            }
+        };
         self.stop();
         outcome
+    }
+
+    /// Ends the machine if the guest has halted for good, on all processors and with interrupts off: the hypervisor
+    /// does not tell. [`wait`](Self::wait) does this by itself; who waits for [`end_event`](Self::end_event) instead
+    /// calls it now and then, every [`LOOK_INTERVAL`](super::LOOK_INTERVAL) as a rule. More often does no harm.
+    pub fn look_after(&self) {
+        if self.outcome().is_none() && self.watch.look(&self.vcpus) {
+            self.end.set(Outcome::Halted);
+        }
     }
 
     /// How the machine ended, if it has.
@@ -253,9 +291,19 @@ impl<V: Vm> Machine<V> {
         &self.bus
     }
 
+    /// What the host's KVM lacks and is done in its place.
+    pub fn gaps(&self) -> Gaps {
+        self.gaps
+    }
+
     /// Its processors.
     pub fn vcpus(&self) -> &[VcpuThread<V::Vcpu>] {
         &self.vcpus
+    }
+
+    /// Begins to sample where its processors are, until the profiler is finished or dropped.
+    pub fn profile(&self, interval: Interval) -> Result<Profiler, Error> {
+        Profiler::start(&self.vcpus, interval).map_err(Error::Profiler)
     }
 
     /// Lets writes to `at` signal `event` without leaving the kernel.
@@ -269,13 +317,8 @@ impl<V: Vm> Machine<V> {
     }
 }
 
-fn check_cpus(asked: u32, most: u32) -> Result<(), Error> {
-    match asked {
-        0 => Err(Error::NoCpus),
-        _ if asked > MOST_CPUS => Err(Error::TooManyCpus { asked }),
-        _ if asked > most => Err(hv::Error::TooManyVcpus { asked, most }.into()),
-        _ => Ok(()),
-    }
+fn check_count(asked: u32, most: u32) -> Result<(), Error> {
+    if asked > most { Err(hv::Error::TooManyVcpus { asked, most }.into()) } else { Ok(()) }
 }
 
 fn map_memory<V: Vm>(vm: &V, config: &Config) -> Result<Arc<GuestMemory>, Error> {
@@ -289,30 +332,94 @@ fn map_memory<V: Vm>(vm: &V, config: &Config) -> Result<Arc<GuestMemory>, Error>
     Ok(Arc::new(memory))
 }
 
-fn load(memory: &GuestMemory, config: &Config) -> Result<Start, Error> {
-    let kernel = match &config.kernel {
-        Kernel::Embedded => {
-            Source::Bytes { name: "the embedded guest", bytes: boot::embedded::EMBEDDED_GUEST }
-        }
-        Kernel::File(path) => Source::File(path),
-        Kernel::Bytes(bytes) => Source::Bytes { name: "the kernel", bytes },
-    };
-    let options = boot::Options {
-        entry: config.entry,
-        command_line: &config.cmdline,
-        initrd: config.initrd.as_deref().map(Source::File),
-        flat: config.flat,
-    };
-    Ok(boot::load(memory, kernel, &options)?)
+/// What the guest's tables say of the machine; the devices are those that [`Machine::assemble`] puts on the bus.
+fn platform(topology: &Topology) -> Platform<'static> {
+    Platform {
+        // A topology has no number above 254.
+        processors: apic_ids(topology).into_iter().map(|id| id as u8).collect(),
+        serial: boot::SerialPort { base: serial::CLAIM.base, interrupt: serial::IRQ as u8 },
+        sleep: boot::SleepPorts {
+            control: sleep::CONTROL_PORT,
+            status: sleep::STATUS_PORT,
+            off: sleep::TYPE_OFF,
+        },
+        reset: boot::ResetPort { port: i8042::COMMAND_CLAIM.base, value: i8042::PULSE_RESET },
+        panic_port: pvpanic::CLAIM.base,
+        virtio: &[],
+    }
 }
 
-/// Makes a processor what it is in a PC: tells it what `cpuid` answers, wires its interrupt pins.
-fn set_up(vcpu: &impl Vcpu, id: u32, cpus: u32, features: &[CpuidEntry]) -> hv::Result<()> {
-    let identity = VcpuIdentity { apic_id: id, cpus, tsc_khz: vcpu.tsc_khz() };
-    vcpu.set_cpuid(&cpuid::guest_cpuid(features, identity))?;
-    let mut apic = vcpu.local_apic()?;
-    lapic::wire_local_pins(&mut apic, id == 0);
-    vcpu.set_local_apic(&apic)
+fn load(memory: &GuestMemory, config: &Config, topology: &Topology) -> Result<Start, Error> {
+    let initrds: Vec<_> = config.initrds.iter().map(|path| Source::File(path)).collect();
+    let options = boot::Options {
+        entry: config.entry,
+        command_line: config.cmdline.as_deref(),
+        append: &config.append,
+        initrds: &initrds,
+        flat: config.flat,
+        platform: Some(&platform(topology)),
+    };
+    Ok(boot::load(memory, config.kernel.source(), &options)?)
+}
+
+/// Tells the processors what they are, before any of them runs: afterwards they take no other description.
+fn describe<H: Hypervisor>(
+    hypervisor: &H,
+    vcpus: &[<H::Vm as Vm>::Vcpu],
+    config: &Config,
+    topology: Topology,
+    timeline: &mut Timeline,
+) -> Result<(), Error> {
+    // The longest step of all. Asking on a thread of its own meanwhile was tried and is slower: it holds up
+    // the calls before it, which wait for all host processors.
+    let offered = hypervisor.supported_cpuid()?;
+    timeline.mark("processor features listed");
+    let interprets = !hypervisor.is_in_hardware();
+    let quirks = Quirks { hypercalls_hang: interprets, no_cmpxchg16b: interprets };
+    if let Some(boot_processor) = vcpus.first() {
+        let features = processors::choose_features(boot_processor, offered, &config.cpu, quirks)?;
+        processors::set_up(vcpus, topology, &features)?;
+    }
+    timeline.mark("processors described");
+    Ok(())
+}
+
+/// Finds out on the boot processor what is to be completed, and prepares for it where that was not `expected`.
+fn find_gaps<V: Vm>(
+    vcpu: &mut V::Vcpu,
+    board: &Board<V>,
+    expected: Gaps,
+    completion: Completion,
+) -> hv::Result<Gaps> {
+    if completion == Completion::Off {
+        return Ok(Gaps::default());
+    }
+    let gaps = gaps::find(vcpu, &board.memory)?;
+    watch_system_calls(&board.vm, expected, gaps)?;
+    if gaps.any() {
+        log::debug!("this host's KVM lacks what guest kernels use, so it is completed here: {gaps:?}");
+    }
+    Ok(gaps)
+}
+
+/// Makes writes to the registers of `syscall` exits, or no longer.
+fn watch_system_calls<V: Vm>(vm: &V, before: Gaps, now: Gaps) -> hv::Result<()> {
+    match (before.syscall, now.syscall) {
+        (false, true) => vm.trap_msr_writes(&TRAPPED),
+        (true, false) => vm.trap_msr_writes(&[]),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the kernel is run by the software processor at first. The embedded guest and flat images are mostly
+/// there to see what KVM does; with several processors Linux stops while it starts the second (seen with 6.1: one of
+/// them does not wake from `hlt` as it should).
+fn runs_in_software(gaps: Gaps, config: &Config, topology: &Topology, start: &Start) -> bool {
+    gaps.any()
+        && topology.processors() == 1
+        && config.completion == Completion::Auto
+        && config.kernel != Kernel::Embedded
+        && !matches!(start.protocol, Protocol::Flat(_))
 }
 
 /// Brings the boot processor to where the kernel starts.

@@ -4,32 +4,37 @@
 //! how it ended. The command line and library users rely on this room.
 
 mod config;
+mod cpus;
 mod machine;
 mod outcome;
+mod processors;
 mod timeline;
+mod watch;
 
 use std::io;
 
 use crate::console::Output;
 use crate::devices::ByteSink;
+use crate::x86::model::NotOffered;
+use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory};
-pub use config::{Config, Kernel, MemorySpec, MemorySpecError};
+pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
+pub use cpus::{CpusSpec, CpusSpecError};
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
+pub use processors::offered_flags;
 pub use timeline::Timeline;
+pub use watch::INTERVAL as LOOK_INTERVAL;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A machine without processors.
-    #[error("a machine needs at least one processor")]
-    NoCpus,
-    /// More processors than can be told apart.
-    #[error("{asked} processors were asked for, but a machine can have at most 255")]
-    TooManyCpus {
-        /// How many were asked for.
-        asked: u32,
-    },
+    /// No machine has such processors.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// This host's processors lack a feature.
+    #[error(transparent)]
+    Features(#[from] NotOffered),
     /// The hypervisor refused something.
     #[error(transparent)]
     Hypervisor(#[from] hv::Error),
@@ -45,6 +50,9 @@ pub enum Error {
     /// The operating system has no event descriptor left.
     #[error("cannot create an event descriptor: {0}")]
     Event(io::Error),
+    /// The operating system has no thread left.
+    #[error("cannot start the profiler's thread: {0}")]
+    Profiler(io::Error),
 }
 
 /// The console's queue is what the serial port prints into.

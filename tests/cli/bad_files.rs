@@ -96,14 +96,6 @@ fn an_object_file_and_a_program_are_told_apart_from_kernels() {
 }
 
 #[test]
-fn a_bz_image_is_recognised() {
-    let mut image = vec![0; 4096];
-    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    refused(&image, &["bzImage", "vmlinux"]);
-}
-
-#[test]
 fn a_file_larger_than_memory_is_refused_without_being_read() {
     let scratch = Scratch::new();
     let path = scratch.at("huge");

@@ -37,11 +37,29 @@ fn text_that_is_no_count_of_processors_is_wrong_usage() {
 }
 
 #[test]
+fn text_that_is_no_arrangement_of_processors_is_wrong_usage() {
+    misunderstood(&["--cpus", "8,sockets=3"], "sockets × cores × threads");
+    misunderstood(&["--cpus", "8,sockets=2,cores=2,threads=4"], "2 sockets × 2 cores × 4 threads");
+    misunderstood(&["--cpus", "2,dies=2"], "there are sockets=S, cores=C and threads=T");
+    misunderstood(&["--cpus", "cores=2,cores=2"], "twice");
+    misunderstood(&["--cpus", "2,cores=two"], "two");
+}
+
+#[test]
+fn text_that_is_no_processor_is_wrong_usage() {
+    misunderstood(&["--cpu", "skylake"], "write host or baseline");
+    misunderstood(&["--cpu", "host,popcnt"], "+popcnt");
+    misunderstood(&["--cpu", "host,+sse4.2"], "sse4_2");
+    misunderstood(&["--cpu", "baseline,-teapot"], "--cpu help");
+    misunderstood(&["--cpu="], "host or baseline");
+}
+
+#[test]
 fn text_that_is_no_place_is_wrong_usage() {
     for text in ["", "here", "0x", "0x1000,fast", "0x1000,real,long", "-1", "0x10000000000000000"] {
         misunderstood(&[&format!("--flat={text}")], "--flat");
     }
-    misunderstood(&["--entry", "multiboot"], "auto, pvh and linux64");
+    misunderstood(&["--entry", "multiboot"], "auto, pvh, linux64 and image");
 }
 
 #[test]
@@ -49,6 +67,15 @@ fn text_that_is_no_console_is_wrong_usage() {
     for text in ["", "tty", "file=", "file", "pty=1"] {
         misunderstood(&[&format!("--console={text}")], "--console");
     }
+}
+
+#[test]
+fn text_that_is_no_interval_is_wrong_usage() {
+    for text in ["", "1", "fast", "-1ms", "1.5ms", "0ms", "10us", "61s", "99999999999999999999s"] {
+        misunderstood(&["--profile=x", &format!("--profile-interval={text}")], "--profile-interval");
+    }
+    misunderstood(&["--profile-interval", "1ms"], "--profile <FILE>");
+    misunderstood(&["--profile"], "--profile");
 }
 
 #[test]
@@ -81,6 +108,9 @@ fn numbers_of_processors_that_no_machine_has_are_refused() {
     lodger(["--cpus", "0"], "").refused(&["at least one processor"]);
     lodger(["--cpus", "100000"], "").refused(&["100000", "at most"]);
     lodger(["--cpus", "4294967295"], "").refused(&["4294967295", "at most"]);
+    lodger(["--cpus", "sockets=4294967295,cores=4294967295"], "")
+        .refused(&["18446744065119617025", "at most"]);
+    lodger(["--cpus", "sockets=17,cores=9"], "").refused(&["17 sockets of 9 cores", "powers of two"]);
 }
 
 #[test]
@@ -91,6 +121,18 @@ fn a_command_line_that_does_not_fit_is_refused() {
     let longest = format!("quiet {} run=cmdline;exit 4", "x".repeat(2047 - 25));
     let finished = lodger(["--cmdline", &longest], "").with(4);
     assert!(finished.lines().any(|line| line == longest), "{finished:#?}");
+    lodger(["--cmdline", &longest, "--append", "x"], "").refused(&["2049 bytes", "at most 2047"]);
+}
+
+#[test]
+fn what_is_added_to_the_command_line_follows_it() {
+    let line = |arguments: &[&str]| {
+        let finished = lodger(arguments, "cmdline\nexit 3\n").with(3);
+        let mut lines = finished.lines().skip_while(|line| !line.ends_with("> cmdline"));
+        lines.nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(line(&["--append", "quiet", "--append", "b c"]), "quiet b c");
+    assert_eq!(line(&["--append", "b", "--cmdline", "quiet a"]), "quiet a b");
 }
 
 #[test]
@@ -102,6 +144,10 @@ fn an_initrd_that_cannot_be_had_is_refused() {
     let large = scratch.file("large", b"x");
     std::fs::File::options().write(true).open(&large).unwrap().set_len(1 << 40).unwrap();
     lodger(["--initrd", &large, "--memory", "64M"], "").refused(&["large", "give the guest more memory"]);
+    let small = scratch.file("small", b"x");
+    lodger(["--initrd", &small, "--initrd", &scratch.at("none")], "").refused(&["none", "No such file"]);
+    let both = ["--initrd", &small, "--initrd", &large];
+    lodger(both, "").refused(&["small (1 bytes)", "large (1099511627776 bytes)", "together they take"]);
 }
 
 #[test]

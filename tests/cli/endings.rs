@@ -20,6 +20,26 @@ fn halt_and_reboot_are_good_ends() {
 }
 
 #[test]
+fn a_guest_that_halts_for_good_ends_well_and_is_told_of() {
+    let finished = lodger(guest("crash halt"), "").with(0);
+    assert_eq!(finished.stderr, "lodger: the guest halted for good\n");
+    // A processor that was never started does not matter.
+    let arguments = ["--cpus", "2"].map(str::to_owned).into_iter().chain(guest("crash halt"));
+    assert_eq!(lodger(arguments, "").with(0).stderr, "lodger: the guest halted for good\n");
+}
+
+#[test]
+fn a_guest_switches_itself_off_by_its_sleep_register() {
+    lodger(guest("out 0x600 0x34;exit 9"), "").with(0).silent();
+}
+
+#[test]
+fn a_kernel_that_panics_has_a_status_of_its_own() {
+    let finished = lodger(guest("out 0x505 2;out 0x505 1;exit 9"), "").with(105);
+    assert_eq!(finished.stderr, "lodger: the guest's kernel panicked\n");
+}
+
+#[test]
 fn a_guest_that_fails_says_so_itself() {
     let finished = lodger(guest("crash fault"), "").with(99).silent();
     assert!(finished.stdout.contains("the guest cannot go on"), "{finished:#?}");

@@ -5,6 +5,7 @@
 
 mod bad_files;
 mod bad_values;
+mod bz_images;
 mod endings;
 mod file_console;
 mod host;
@@ -12,6 +13,8 @@ mod input;
 mod many;
 mod output;
 mod printing;
+mod processors;
+mod profile;
 mod pty_console;
 mod signals;
 mod start;

@@ -27,13 +27,11 @@ fn an_ending_signal_is_the_status_and_no_message() {
 
 #[test]
 fn a_hung_guest_does_not_keep_the_process_from_ending() {
-    for command in ["crash loop", "crash halt"] {
-        let mut running = Running::start(program().args(guest(command)).arg("--cpus=2"));
-        let mut stdout = BufReader::new(running.stdout());
-        stdout.read_line(&mut String::new()).unwrap();
-        running.signal(libc::SIGTERM);
-        running.finish().with(143).silent();
-    }
+    let mut running = Running::start(program().args(guest("crash loop")).arg("--cpus=2"));
+    let mut stdout = BufReader::new(running.stdout());
+    stdout.read_line(&mut String::new()).unwrap();
+    running.signal(libc::SIGTERM);
+    running.finish().with(143).silent();
 }
 
 #[test]

@@ -4,12 +4,18 @@
 //! assembled into this program, a [`support::Board`] runs it on bare `VcpuThread`s with devices of the test's
 //! own, and whole machines are built through `lodger::vm` as a library user would build them.
 
+mod bz_images;
+mod completion;
 mod exits;
 mod fatal;
+mod halting;
 mod interrupts;
+mod kernel;
 mod machines;
 mod memory;
 mod processors;
+mod profile;
 mod restore;
 mod stopping;
 mod support;
+mod syscalls;

@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, Mode, Outcome, Program, Run};
 use super::code::{self, FEATURE_XSAVE};
-use super::{Area, Features, LINUX_NEEDS_IT, Row, Verdict, describe};
+use super::{Area, Features, LINUX_NEEDS_IT, Row, Verdict, describe, examine_program};
 
 /// Instructions that are tried together.
 struct Probe {
@@ -166,8 +166,9 @@ pub(super) fn examine(bench: &mut Bench, features: &Features) -> Vec<Row> {
             if probe.state == State::Enabled && !state_works {
                 return not_examined_row(probe, "xsetbv does not work, which has to come first");
             }
-            let row = probe.row(&bench.run(&probe.program(features)));
-            state_works &= probe.name != XSETBV.name || row.verdict == Verdict::Ok;
+            let row = examine_program(bench, &probe.program(features), |run| probe.row(run));
+            let works = matches!(row.verdict, Verdict::Ok | Verdict::Covered);
+            state_works &= probe.name != XSETBV.name || works;
             row
         })
         .collect()

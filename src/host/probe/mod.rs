@@ -2,7 +2,8 @@
 //!
 //! On an ordinary host everything here works. On a KVM without hardware virtualization guest kernel code is
 //! interpreted, and the interpreter lacks instructions and transitions that kernels use: each is tried by
-//! itself, because nothing else tells. [`mod@bench`] runs the bytes, [`code`] is what surrounds them,
+//! itself, because nothing else tells. What is missing is tried once more with completion, so that a row says
+//! what a guest will find. [`mod@bench`] runs the bytes, [`code`] is what surrounds them,
 //! [`instructions`] are tried one by one, [`transitions`] change the mode or the speed.
 
 mod bench;
@@ -20,6 +21,23 @@ use crate::hv::kvm::Kvm;
 const LINUX_NEEDS_IT: &str = "Linux kernels do this, most of them while they boot, and this version of lodger \
                               cannot do it in KVM's place: expect them to stop there on this host; the \
                               embedded guest does not need it";
+
+/// The row for `program`: as `judge` sees it on this KVM, or, where it is missing, with completion.
+fn examine_program(bench: &mut Bench, program: &Program, judge: impl Fn(&Run) -> Row) -> Row {
+    let row = judge(&bench.run(program));
+    if !matches!(row.verdict, Verdict::Missing | Verdict::Limited) {
+        return row;
+    }
+    match judge(&bench.run_completed(program)).verdict {
+        Verdict::Ok => Row {
+            verdict: Verdict::Covered,
+            detail: format!("{}; lodger does it in KVM's place", row.detail),
+            advice: None,
+            ..row
+        },
+        _ => row,
+    }
+}
 
 /// Tries everything, or tells that there is no KVM to try it on.
 pub(super) fn examine(kvm: Option<&Kvm>) -> Vec<Row> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::bench::{Bench, Exception, Mode, ORDINARY, Outcome, Program, Run};
 use super::code::{self, LANDING, SYSTEM_CALL_GATE};
-use super::{Area, Features, LINUX_NEEDS_IT, Row, Verdict, describe};
+use super::{Area, Features, LINUX_NEEDS_IT, Row, Verdict, describe, examine_program};
 
 const SYSCALL: &str = "syscall";
 const INT80: &str = "int-0x80";
@@ -29,8 +29,8 @@ const INSTRUCTIONS_PER_ITERATION: f64 = 2.0;
 /// Tries everything.
 pub(super) fn examine(bench: &mut Bench, features: &Features) -> Vec<Row> {
     vec![
-        syscall_row(&bench.run(&system_call(&[0x0f, 0x05]))),
-        int80_row(&bench.run(&system_call(&[0xcd, SYSTEM_CALL_GATE]))),
+        examine_program(bench, &system_call(&[0x0f, 0x05]), syscall_row),
+        examine_program(bench, &system_call(&[0xcd, SYSTEM_CALL_GATE]), int80_row),
         hypercall(bench, features),
         cpuid_masking(bench, features),
         speed_row(rate(bench, Mode::Ring0), rate(bench, Mode::Ring3)),
@@ -94,8 +94,9 @@ fn hypercall(bench: &mut Bench, features: &Features) -> Row {
 }
 
 fn hypercall_row(name: &str, run: &Run) -> Row {
-    let advice = "Linux with several processors would hang at its first one: give it one processor, or the \
-                  kernel parameter `nopv`";
+    let advice = "lodger hides the features by which Linux would make hypercalls (PV_UNHALT, PV_SEND_IPI, \
+                  PV_SCHED_YIELD), so that nothing needs to be done; only do not load Linux's module `ptp_kvm`, \
+                  which makes one without asking";
     match &run.outcome {
         Outcome::Done(_) => row(HYPERCALL, Verdict::Ok, format!("{name} returns")),
         Outcome::NotRun(reason) => row(HYPERCALL, Verdict::NotExamined, reason.clone()),
@@ -129,7 +130,8 @@ fn cpuid_row(run: &Run) -> Row {
             "some features of the host's processor cannot be hidden",
         )
         .advise(
-            "guests see this host's own processor; they can be moved only to hosts that have the same one",
+            "guests see more of this host's own processor than `--cpu` says (`lodger run` warns and names the \
+             flags), and can be moved only to hosts that have that, too",
         ),
         (Outcome::NotRun(reason), _) => row(CPUID, Verdict::NotExamined, reason.clone()),
         (other, _) => row(CPUID, Verdict::NotExamined, describe(other)),
@@ -158,8 +160,9 @@ fn elapsed(run: &Run) -> Option<Duration> {
 }
 
 fn speed_row(kernel: Result<f64, Outcome>, user: Result<f64, Outcome>) -> Row {
-    let advice = "guest kernels run very slowly on this host, guest programs at full speed; a processor with \
-                  VT-x or AMD-V, or nested virtualization in the machine around this one, makes kernels fast";
+    let advice = "lodger boots kernels in a software processor here, dozens of times as fast; once they have user \
+                  space KVM interprets them, while programs run at full speed. A processor with VT-x or AMD-V, or \
+                  nested virtualization in the machine around this one, makes kernels fast for good";
     match (kernel, user) {
         (Ok(kernel), Ok(user)) => {
             let detail = format!(

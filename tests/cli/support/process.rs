@@ -1,12 +1,12 @@
 //! Starting the program and waiting for its end.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use super::LIMIT;
 
@@ -105,14 +105,7 @@ impl Running {
     /// Waits for its end; past the limit it is killed and the test fails.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.poll() {
-                return status;
-            }
-            assert!(start.elapsed() < LIMIT, "the process hangs");
-            thread::sleep(Duration::from_millis(1));
-        }
+        self.wait_within_limit().expect("the process should have ended")
     }
 
     /// Waits for its end, reading whatever of its output is a pipe and was not taken.
@@ -120,10 +113,28 @@ impl Running {
     pub fn finish(mut self) -> Finished {
         self.stdout = self.child.stdout.take().map(collect);
         self.stderr = self.child.stderr.take().map(collect);
-        let status = self.wait();
+        let in_time = self.wait_within_limit();
+        let status = in_time.unwrap_or_else(|| {
+            self.signal(libc::SIGKILL);
+            self.child.wait().unwrap()
+        });
         let text =
             |reader: Option<JoinHandle<String>>| reader.map_or_else(String::new, |r| r.join().unwrap());
-        Finished { status, stdout: text(self.stdout.take()), stderr: text(self.stderr.take()) }
+        let finished =
+            Finished { status, stdout: text(self.stdout.take()), stderr: text(self.stderr.take()) };
+        assert!(in_time.is_some(), "the process hangs, so it was killed: {finished:?}");
+        finished
+    }
+
+    fn wait_within_limit(&mut self) -> Option<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < LIMIT {
+            if let Some(status) = self.poll() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        None
     }
 }
 
@@ -144,11 +155,21 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
 }
 
 /// What is left of the program after its end.
-#[derive(Debug)]
 pub struct Finished {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
+}
+
+impl fmt::Debug for Finished {
+    /// Line by line, because a guest may have printed many.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.status)?;
+        for (name, text) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            text.lines().try_for_each(|line| writeln!(f, "  {name}: {}", line.escape_debug()))?;
+        }
+        Ok(())
+    }
 }
 
 impl Finished {

@@ -10,7 +10,10 @@ use lodger::hv::kvm::{KvmVcpu, KvmVm};
 use lodger::hv::{Hypervisor, Registers, SavedInterrupts, SavedVcpu, Vcpu, Vm};
 use lodger::memory::{GuestMemory, Layout, Options};
 use lodger::vcpu::{Ending, Surroundings, VcpuThread};
+use lodger::x86::complete::gaps::{self, Gaps};
+use lodger::x86::complete::transition::TRAPPED;
 use lodger::x86::cpuid::{self, VcpuIdentity};
+use lodger::x86::topology::Topology;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::state::{CODE, DATA, MMIO, PORT, SECOND_CODE, long_mode, write_tables};
@@ -40,6 +43,7 @@ pub struct Plan<'a> {
     memory: u64,
     handlers: Vec<(u8, u64)>,
     device: Arc<dyn Device>,
+    completed: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -54,6 +58,7 @@ impl<'a> Plan<'a> {
             memory: 2 << 20,
             handlers: Vec::new(),
             device: Arc::new(Recorder::default()),
+            completed: false,
         }
     }
 
@@ -65,6 +70,11 @@ impl<'a> Plan<'a> {
     /// So many processors, and what lies at [`SECOND_CODE`] for them.
     pub fn cpus(self, cpus: u32, second_code: &'a [u8]) -> Self {
         Self { cpus, second_code, ..self }
+    }
+
+    /// Does in KVM's place what this host's lacks.
+    pub fn completed(self) -> Self {
+        Self { completed: true, ..self }
     }
 
     /// So many bytes of memory.
@@ -92,6 +102,9 @@ impl<'a> Plan<'a> {
     pub fn build(self) -> Board {
         let kvm = kvm();
         let vm = kvm.create_vm().expect("a machine can be created");
+        if self.completed && !kvm.is_in_hardware() {
+            vm.trap_msr_writes(&TRAPPED).expect("writes to model-specific registers can be seen");
+        }
         let layout = Layout::new(self.memory, cpuid::host_address_bits()).expect("the size is fine");
         let memory = Arc::new(GuestMemory::map(layout, Options::default()).expect("memory can be mapped"));
         for (slot, (region, host)) in (0..).zip(memory.host_regions()) {
@@ -104,12 +117,19 @@ impl<'a> Plan<'a> {
         put(&memory, SECOND_CODE, self.second_code);
         put(&memory, DATA, self.data);
 
-        let vcpus: Vec<_> = (0..self.cpus).map(|id| vm.create_vcpu(id).expect("another processor")).collect();
+        let mut vcpus: Vec<_> =
+            (0..self.cpus).map(|id| vm.create_vcpu(id).expect("another processor")).collect();
         let features = kvm.supported_cpuid().expect("KVM says what it can do");
+        let topology = Topology::new(1, self.cpus, 1).expect("so many processors are fine");
         for (apic_id, vcpu) in (0..).zip(&vcpus) {
-            let identity = VcpuIdentity { apic_id, cpus: self.cpus, tsc_khz: vcpu.tsc_khz() };
+            let identity = VcpuIdentity { apic_id, topology, tsc_khz: vcpu.tsc_khz() };
             vcpu.set_cpuid(&cpuid::guest_cpuid(&features, identity)).expect("KVM takes the description");
         }
+        let gaps = if self.completed {
+            gaps::find(&mut vcpus[0], &memory).expect("KVM can be asked what it lacks")
+        } else {
+            Gaps::default()
+        };
         let (general, special) = long_mode(&vcpus[0].special_registers().unwrap(), self.ring);
         vcpus[0].set_special_registers(&special).expect("the state is one that a processor can be in");
         vcpus[0].set_registers(&general).unwrap();
@@ -121,7 +141,8 @@ impl<'a> Plan<'a> {
         bus.claim_memory(address, Arc::new(Shifted(self.device))).unwrap();
         bus.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit)).unwrap();
         let bus = Arc::new(bus.build());
-        let surroundings = Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&memory) };
+        let surroundings =
+            Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&memory), gaps, kernel: None };
         let (sender, endings) = channel();
         let vcpus = (0..)
             .zip(vcpus)

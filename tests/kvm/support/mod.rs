@@ -20,7 +20,7 @@ use lodger::x86::cpuid::{VcpuIdentity, guest_cpuid};
 pub use board::{Board, ENDS_WITHIN, Plan, put, read_u64, through_bytes};
 pub(crate) use code::machine_code;
 pub use devices::{Access, Consecutive, Ledger, Recorder};
-pub use state::{CODE, DATA, HANDLER, PORT, SECOND_CODE, gate};
+pub use state::{CODE, DATA, HANDLER, IDT, PORT, SECOND_CODE, TABLES, gate, long_mode, write_tables};
 
 /// The hypervisor, without which none of these tests means anything.
 pub fn kvm() -> Kvm {
@@ -31,7 +31,7 @@ pub fn kvm() -> Kvm {
 pub fn guests_have_deadline_timers() -> bool {
     const DEADLINE: u32 = 1 << 24;
     let features = kvm().supported_cpuid().expect("KVM says what it can do");
-    let cpuid = guest_cpuid(&features, VcpuIdentity { apic_id: 0, cpus: 1, tsc_khz: None });
+    let cpuid = guest_cpuid(&features, VcpuIdentity::single(0));
     cpuid.iter().any(|leaf| leaf.function == 1 && leaf.ecx & DEADLINE != 0)
 }
 

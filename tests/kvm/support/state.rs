@@ -29,10 +29,10 @@ pub const MMIO: u64 = 0xd000_0000;
 /// How far behind the start of its code a guest's interrupt handler lies.
 pub const HANDLER: u64 = 0x100;
 
-const TABLES: u64 = 0x1000;
+pub const TABLES: u64 = 0x1000;
 const GDT: u64 = 0xc000;
 const TASK: u64 = 0xd000;
-const IDT: u64 = 0xe000;
+pub const IDT: u64 = 0xe000;
 const TASK_SIZE: u32 = 0x68;
 const PORT_BITMAP_SIZE: u32 = 2048 / 8;
 const USER_STACK: u64 = 0x2_0000;
