@@ -1,0 +1,16 @@
+//! Linux in the `lodger` process: what boots, what it finds, and how it ends.
+//!
+//! The kernels come from `scripts/linux`, which is run when the first test needs one and builds what is not in its
+//! cache. Most tests boot one with a first process of their own, `guest.c`, which prints what is asked for and ends
+//! the run by a status: a second each, also where KVM interprets guest kernels. Those with a shell take several.
+
+mod bad_files;
+mod completion;
+mod endings;
+mod formats;
+mod handed;
+mod memory;
+mod processors;
+mod profile;
+mod shell;
+mod support;
