@@ -125,7 +125,8 @@ impl Kernel {
                 if let Some(left) = single_step(vcpu, context)? {
                     return Ok(Some(left));
                 }
-                self.sleeping = false;
+                self.sleeping = vcpu.activity()? == Activity::Halted;
+                continue;
             }
             if let Entered::Left(left) = self.execute(vcpu, context)? {
                 return Ok(Some(left));
@@ -141,7 +142,7 @@ impl Kernel {
             if let Some(left) = single_step(vcpu, context)? {
                 return Ok(Some(left));
             }
-            self.sleeping = self.at_halt;
+            self.sleeping = self.at_halt && vcpu.activity()? == Activity::Halted;
         }
         vcpu.set_single_step(false)?;
         Ok(None)
