@@ -40,11 +40,6 @@ fn an_images_own_code_unpacks_it() {
 }
 
 #[test]
-fn an_image_that_lodger_cannot_unpack_boots_by_its_own_code() {
-    boots(packed("lzo"), &[]);
-}
-
-#[test]
 fn the_own_code_of_every_image_unpacks_it() {
     if slow_tests_wanted("unpacking every format in the guest") {
         for format in FORMATS {
