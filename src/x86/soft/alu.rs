@@ -37,6 +37,11 @@ impl Size {
         1 << (self.bits() - 1)
     }
 
+    /// The highest bit of `value`.
+    fn top(self, value: u64) -> u64 {
+        value >> (self.bits() - 1) & 1
+    }
+
     pub fn sign_extend(self, value: u64) -> u64 {
         let unused = 64 - self.bits();
         ((value << unused) as i64 >> unused) as u64
@@ -84,35 +89,37 @@ fn put(flags: &mut u64, mask: u64, on: bool) {
 }
 
 /// Zero, sign and parity of a result.
+#[inline]
 fn result_flags(result: u64, size: Size) -> u64 {
-    let mut flags = 0;
-    put(&mut flags, ZERO, result == 0);
-    put(&mut flags, SIGN, result & size.sign() != 0);
-    put(&mut flags, PARITY, (result as u8).count_ones().is_multiple_of(2));
-    flags
+    /// For each number of four bits, whether it has an even number of ones.
+    const EVEN: u16 = 0b1001_0110_0110_1001;
+    let parity = u64::from(EVEN >> ((result ^ result >> 4) & 0xf) & 1);
+    (u64::from(result == 0) * ZERO) | (size.top(result) * SIGN) | (parity * PARITY)
 }
 
+// Carries out of the highest bit follow from operands and result: that is faster than a wider type.
+
+#[inline]
 fn add(flags: &mut u64, a: u64, b: u64, carry: u64, size: Size) -> u64 {
-    let wide = u128::from(a) + u128::from(b) + u128::from(carry);
-    let result = wide as u64 & size.mask();
-    let mut new = result_flags(result, size);
-    put(&mut new, CARRY, wide >> size.bits() != 0);
-    put(&mut new, OVERFLOW, (a ^ result) & (b ^ result) & size.sign() != 0);
-    new |= (a ^ b ^ result) & ADJUST;
-    *flags = *flags & !STATUS | new;
+    let result = a.wrapping_add(b).wrapping_add(carry) & size.mask();
+    let carry = size.top(a & b | (a | b) & !result);
+    let overflow = size.top((a ^ result) & (b ^ result));
+    let carries = (carry * CARRY) | (overflow * OVERFLOW) | (a ^ b ^ result) & ADJUST;
+    *flags = *flags & !STATUS | result_flags(result, size) | carries;
     result
 }
 
+#[inline]
 fn sub(flags: &mut u64, a: u64, b: u64, borrow: u64, size: Size) -> u64 {
     let result = a.wrapping_sub(b).wrapping_sub(borrow) & size.mask();
-    let mut new = result_flags(result, size);
-    put(&mut new, CARRY, u128::from(a) < u128::from(b) + u128::from(borrow));
-    put(&mut new, OVERFLOW, (a ^ b) & (a ^ result) & size.sign() != 0);
-    new |= (a ^ b ^ result) & ADJUST;
-    *flags = *flags & !STATUS | new;
+    let borrow = size.top(!a & b | (!a | b) & result);
+    let overflow = size.top((a ^ b) & (a ^ result));
+    let carries = (borrow * CARRY) | (overflow * OVERFLOW) | (a ^ b ^ result) & ADJUST;
+    *flags = *flags & !STATUS | result_flags(result, size) | carries;
     result
 }
 
+#[inline]
 fn logic(flags: &mut u64, result: u64, size: Size) -> u64 {
     // AF is undefined; processors clear it.
     *flags = *flags & !STATUS | result_flags(result, size);

@@ -1,14 +1,11 @@
 //! From code bytes to operations that can be executed without looking at the bytes again.
 //!
-//! What an operation cannot express is [`Kind::Beyond`], and left to the hypervisor. Results are kept by address
-//! and compared with the bytes each time they are used, so that code which changes is seen at once.
+//! What an operation cannot express is [`Kind::Beyond`], and left to the hypervisor.
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::alu::{Binary, Shift, Size, Unary};
 use crate::hv::Direction;
-
-const ENTRIES: usize = 1 << 14;
 
 /// Where an operand is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +22,21 @@ pub enum Place {
 /// How a memory operand's address is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
-    pub base: Option<u8>,
-    pub index: Option<u8>,
-    pub scale: u8,
+    /// The number of a general register, or [`NO_REGISTER`].
+    pub base: u8,
+    pub index: u8,
+    /// By how much the index is shifted to the left.
+    pub shift: u8,
     pub segment: Segment,
     pub displacement: u64,
+}
+
+/// The number of what is always zero.
+pub const NO_REGISTER: u8 = 16;
+
+impl Address {
+    const NONE: Self =
+        Self { base: NO_REGISTER, index: NO_REGISTER, shift: 0, segment: Segment::Flat, displacement: 0 };
 }
 
 /// The segments whose base counts.
@@ -108,8 +115,8 @@ pub enum Kind {
     ExchangeAdd,
     CompareExchange,
     String(Str),
-    SetFlag(u64),
-    ClearFlag(u64),
+    SetFlag(u32),
+    ClearFlag(u32),
     FlipCarry,
     EnableInterrupts,
     JumpIfZero,
@@ -179,45 +186,6 @@ pub struct Operation {
     pub third_is_immediate: bool,
 }
 
-/// The bytes of an operation and where they were, with what they mean.
-#[derive(Clone, Copy)]
-struct Entry {
-    rip: u64,
-    bytes: u128,
-    mask: u128,
-    operation: Operation,
-}
-
-/// Operations that were decoded before.
-pub struct Cache {
-    entries: Box<[Entry]>,
-}
-
-impl Cache {
-    pub fn new() -> Self {
-        let none = Operation::beyond(Kind::Beyond, 0);
-        // An address that is not canonical matches no code.
-        let empty = Entry { rip: 1 << 62, bytes: 0, mask: u128::MAX, operation: none };
-        Self { entries: vec![empty; ENTRIES].into() }
-    }
-
-    /// The operation at `rip`, where `available` of `bytes` are code; none if it needs more than that.
-    #[inline]
-    pub fn get(&mut self, rip: u64, bytes: u128, available: usize) -> Option<&Operation> {
-        let index = (rip ^ rip >> 14) as usize % ENTRIES;
-        let entry = &self.entries[index];
-        if entry.rip != rip
-            || (entry.bytes ^ bytes) & entry.mask != 0
-            || usize::from(entry.operation.length) > available
-        {
-            let operation = decode(rip, &bytes.to_le_bytes()[..available])?;
-            let mask = u128::MAX >> (128 - 8 * u32::from(operation.length));
-            self.entries[index] = Entry { rip, bytes, mask, operation };
-        }
-        Some(&self.entries[index].operation)
-    }
-}
-
 /// The operation that `bytes` at `rip` are; none if more than these are needed.
 pub fn decode(rip: u64, bytes: &[u8]) -> Option<Operation> {
     let mut decoder = Decoder::with_ip(64, &bytes[..bytes.len().min(15)], rip, DecoderOptions::NONE);
@@ -252,7 +220,8 @@ fn has_operand_size_prefix(bytes: &[u8]) -> bool {
 }
 
 impl Operation {
-    fn beyond(kind: Kind, length: u8) -> Self {
+    /// One that is left.
+    pub fn beyond(kind: Kind, length: u8) -> Self {
         Self {
             kind,
             size: Size(8),
@@ -261,7 +230,7 @@ impl Operation {
             locked: false,
             repeat: Repeat::Once,
             length,
-            address: Address { base: None, index: None, scale: 1, segment: Segment::Flat, displacement: 0 },
+            address: Address::NONE,
             immediate: 0,
             third_is_immediate: false,
         }
@@ -326,16 +295,15 @@ fn operand_size(instruction: &Instruction, operand: u32) -> Option<Size> {
 }
 
 fn address(instruction: &Instruction) -> Option<Address> {
-    let none = Address { base: None, index: None, scale: 1, segment: Segment::Flat, displacement: 0 };
     let has_memory =
         (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Memory);
     if !has_memory {
-        return Some(none);
+        return Some(Address::NONE);
     }
     // 32-bit addresses are cut, which nothing here does.
     let part = |register: Register| match register {
-        Register::None | Register::RIP => Some(None),
-        register if register.is_gpr64() => Some(number(register)),
+        Register::None | Register::RIP => Some(NO_REGISTER),
+        register if register.is_gpr64() => number(register),
         _ => None,
     };
     let segment = match instruction.memory_segment() {
@@ -349,7 +317,7 @@ fn address(instruction: &Instruction) -> Option<Address> {
     Some(Address {
         base: part(instruction.memory_base())?,
         index: part(instruction.memory_index())?,
-        scale: instruction.memory_index_scale() as u8,
+        shift: instruction.memory_index_scale().trailing_zeros() as u8,
         segment,
         displacement: instruction.memory_displacement64(),
     })
@@ -543,14 +511,14 @@ fn kind(instruction: &Instruction) -> Kind {
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => Kind::String(Str::Scan),
         M::Cmpsb | M::Cmpsw | M::Cmpsq => Kind::String(Str::Compare),
         M::Cmpsd if instruction.is_string_instruction() => Kind::String(Str::Compare),
-        M::Cli => Kind::ClearFlag(flag::INTERRUPT),
+        M::Cli => Kind::ClearFlag(flag::INTERRUPT as u32),
         M::Sti => Kind::EnableInterrupts,
-        M::Cld => Kind::ClearFlag(flag::DIRECTION),
-        M::Std => Kind::SetFlag(flag::DIRECTION),
-        M::Clc => Kind::ClearFlag(flag::CARRY),
-        M::Stc => Kind::SetFlag(flag::CARRY),
-        M::Clac => Kind::ClearFlag(flag::ALIGNMENT),
-        M::Stac => Kind::SetFlag(flag::ALIGNMENT),
+        M::Cld => Kind::ClearFlag(flag::DIRECTION as u32),
+        M::Std => Kind::SetFlag(flag::DIRECTION as u32),
+        M::Clc => Kind::ClearFlag(flag::CARRY as u32),
+        M::Stc => Kind::SetFlag(flag::CARRY as u32),
+        M::Clac => Kind::ClearFlag(flag::ALIGNMENT as u32),
+        M::Stac => Kind::SetFlag(flag::ALIGNMENT as u32),
         M::Cmc => Kind::FlipCarry,
         M::Jrcxz => Kind::JumpIfZero,
         M::Lahf => Kind::LoadFlags,

@@ -2,9 +2,9 @@
 //!
 //! An operation is done as a whole or not at all: whatever can fail comes before the first change.
 
-use super::Soft;
+use super::Engine;
 use super::alu::{self, Binary, Size, flag};
-use super::decode::{Address, BitChange, Kind, Operation, Place, Segment, decode, is_canonical};
+use super::decode::{Address, BitChange, Kind, Operation, Place, decode, is_canonical};
 use super::pages::NotHere;
 use super::state::{RSP, State};
 
@@ -17,17 +17,16 @@ const POPPED: u64 = flag::STATUS | 0x24_7700;
 const NOT_PUSHED: u64 = 3 << 16;
 
 impl Address {
+    /// What is added up when parts of it are missing is zero: that is faster than to ask.
     #[inline]
     pub fn linear(&self, state: &State) -> u64 {
-        let register =
-            |number: Option<u8>| number.map_or(0, |number| state.general[usize::from(number & 15)]);
-        let base = match self.segment {
-            Segment::Flat => 0,
-            Segment::Fs => state.fs_base,
-            Segment::Gs => state.gs_base,
-        };
-        let index = register(self.index).wrapping_mul(self.scale.into());
-        base.wrapping_add(register(self.base)).wrapping_add(index).wrapping_add(self.displacement)
+        self.offset(state).wrapping_add(state.segment_base(self.segment))
+    }
+
+    #[inline]
+    fn offset(&self, state: &State) -> u64 {
+        let index = state.part(self.index) << self.shift;
+        state.part(self.base).wrapping_add(index).wrapping_add(self.displacement)
     }
 }
 
@@ -43,7 +42,7 @@ fn set_register(state: &mut State, number: u8, value: u64, size: Size) {
     };
 }
 
-impl Soft {
+impl Engine {
     #[inline]
     fn read(
         &mut self,
@@ -144,8 +143,7 @@ impl Soft {
             }
             Kind::Address => {
                 // The base of a segment does not count.
-                let address = Address { segment: Segment::Flat, ..op.address };
-                let value = address.linear(state);
+                let value = op.address.offset(state);
                 self.write(state, op, op.first, value, size)?;
             }
             Kind::Binary(what) => {
@@ -216,8 +214,8 @@ impl Soft {
                 let value = if place == op.second { second } else { self.read(state, op, place, size)? };
                 self.write(state, op, op.first, value, size)?;
             }
-            Kind::SetFlag(which) => state.flags |= which,
-            Kind::ClearFlag(which) => state.flags &= !which,
+            Kind::SetFlag(which) => state.flags |= u64::from(which),
+            Kind::ClearFlag(which) => state.flags &= !u64::from(which),
             Kind::FlipCarry => state.flags ^= flag::CARRY,
             Kind::EnableInterrupts => self.enable_interrupts(state, next)?,
             Kind::PushFlags => self.push(state, state.flags & !NOT_PUSHED)?,
@@ -332,8 +330,8 @@ impl Soft {
     }
 
     fn peek(&mut self, state: &State, rip: u64) -> Result<Kind, NotHere> {
-        let (bytes, available) = self.pages.code(state, rip)?;
-        let operation = match decode(rip, &bytes.to_le_bytes()[..available]) {
+        let code = self.pages.code(state, rip)?;
+        let operation = match decode(rip, &code.bytes.to_le_bytes()[..code.available]) {
             Some(operation) => operation,
             None => decode(rip, &self.pages.code_across(state, rip)?.to_le_bytes()).ok_or(NotHere)?,
         };

@@ -5,10 +5,11 @@
 //! leaves to the hypervisor: what touches devices, control registers and interrupts, what faults, and
 //! whatever is rare. The caller has the hypervisor execute exactly that one and comes back.
 //!
-//! `decode` makes operations of code bytes, `execute` and `string` carry them out, `alu` knows the arithmetic,
-//! `pages` the way to memory. Relies on `memory/` and the register types of `hv/`; `vcpu/` calls it.
+//! `decode` makes operations of code bytes, `cache` keeps them, `execute` and `string` carry them out, `alu` knows
+//! the arithmetic, `pages` the way to memory. Relies on `memory/` and the register types of `hv/`; `vcpu/` calls it.
 
 mod alu;
+mod cache;
 mod decode;
 mod execute;
 mod pages;
@@ -21,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::hv::{Direction, Registers, SpecialRegisters};
 use crate::memory::GuestMemory;
 use alu::{Size, flag};
-use decode::{Cache, Kind, Operation, Place};
+use cache::Cache;
+use decode::{Kind, Operation, Place};
 use pages::Pages;
 use state::State;
 
@@ -89,14 +91,34 @@ impl PortAccess {
     }
 }
 
+/// What operations are executed with, apart from the registers.
+struct Engine {
+    pages: Pages,
+    /// How many instructions may be executed until others are looked for.
+    left: u32,
+}
+
+impl Engine {
+    /// Counts an instruction for more than one.
+    fn spend(&mut self, instructions: u64) {
+        self.left = self.left.saturating_sub(u32::try_from(instructions).unwrap_or(u32::MAX));
+    }
+
+    fn interrupts_changed(&mut self, state: &State) {
+        if state.flags & flag::INTERRUPT != 0 {
+            // Not at once: first comes the instruction behind `sti`.
+            self.left = self.left.clamp(1, SOON);
+        }
+    }
+}
+
 /// One software processor.
 pub struct Soft {
-    pages: Pages,
+    engine: Engine,
     cache: Cache,
     /// What the tables in `pages` were made for: CR0, CR3, CR4, EFER.
     paging: [u64; 4],
     forget: bool,
-    left: u32,
     /// Set by others who want to know where it is.
     wish: Option<Arc<AtomicBool>>,
     /// How many instructions it has executed.
@@ -107,11 +129,10 @@ impl Soft {
     /// One that knows nothing yet of the guest in `memory`.
     pub fn new(memory: Arc<GuestMemory>) -> Self {
         Self {
-            pages: Pages::new(memory),
+            engine: Engine { pages: Pages::new(memory), left: 0 },
             cache: Cache::new(),
             paging: [0; 4],
             forget: false,
-            left: 0,
             wish: None,
             executed: 0,
         }
@@ -135,18 +156,19 @@ impl Soft {
         }
         let paging = [state.cr0, state.cr3, state.cr4, state.efer];
         if self.forget || paging != self.paging {
-            self.pages.clear();
+            self.engine.pages.clear();
             self.paging = paging;
             self.forget = false;
         }
-        self.left = BETWEEN_INTERRUPTS;
+        self.engine.left = BETWEEN_INTERRUPTS;
         let mut executed = 0;
         let leave = loop {
             // Zero is such a multiple, too: most instructions meet one test.
-            if self.left.is_multiple_of(BETWEEN_WISHES) && (self.left == 0 || self.is_wanted()) {
+            let left = self.engine.left;
+            if left.is_multiple_of(BETWEEN_WISHES) && (left == 0 || self.is_wanted()) {
                 break Leave::Interrupts;
             }
-            self.left -= 1;
+            self.engine.left = left - 1;
             match self.step(&mut state) {
                 Ok(next) => state.rip = next,
                 Err(leave) => break leave,
@@ -164,22 +186,39 @@ impl Soft {
 
     #[inline]
     fn step(&mut self, state: &mut State) -> Result<u64, Leave> {
-        let (bytes, available) = self.pages.code(state, state.rip).map_err(|_| Leave::Step)?;
-        let operation = match self.cache.get(state.rip, bytes, available) {
-            Some(operation) => *operation,
-            None => self.across(state).ok_or(Leave::Step)?,
+        let Some(operation) = self.cache.known(state.rip, self.engine.pages.epoch()) else {
+            return self.step_anew(state);
         };
-        match self.execute(state, &operation) {
+        match self.engine.execute(state, operation) {
             Ok(next) => Ok(next),
-            Err(pages::NotHere) => Err(self.leave(state, &operation)),
+            Err(pages::NotHere) => {
+                let operation = *operation;
+                Err(self.leave(state, &operation))
+            }
         }
     }
 
-    /// The operation at RIP, whose code reaches into the next page.
+    /// The same where code has to be looked for, or reaches to the end of a page.
     #[cold]
-    fn across(&mut self, state: &State) -> Option<Operation> {
-        let bytes = self.pages.code_across(state, state.rip).ok()?;
-        self.cache.get(state.rip, bytes, size_of_val(&bytes)).copied()
+    fn step_anew(&mut self, state: &mut State) -> Result<u64, Leave> {
+        let operation = self.find(state).map_err(|_| Leave::Step)?;
+        self.engine.execute(state, &operation).map_err(|_| self.leave(state, &operation))
+    }
+
+    fn find(&mut self, state: &State) -> Result<Operation, pages::NotHere> {
+        let pages = &mut self.engine.pages;
+        let code = pages.code(state, state.rip)?;
+        let found = self.cache.get(state.rip, code.bytes, code.available).copied();
+        let Some(operation) = found else {
+            let bytes = pages.code_across(state, state.rip)?;
+            let found = self.cache.get(state.rip, bytes, size_of_val(&bytes));
+            return found.copied().ok_or(pages::NotHere);
+        };
+        if let Some(at) = code.whole {
+            // SAFETY: `pages` found sixteen bytes there, in guest memory, which it keeps mapped.
+            unsafe { self.cache.remember(state.rip, at.cast(), pages.epoch()) };
+        }
+        Ok(operation)
     }
 
     #[cold]
@@ -201,23 +240,11 @@ impl Soft {
     fn returns_to_user(&mut self, state: &State, size: Size) -> bool {
         const RING: u64 = 3;
         let selector = state.general[usize::from(state::RSP)].wrapping_add(size.0.into());
-        self.pages.load(state, selector, Size(2)).is_ok_and(|selector| selector & RING == RING)
+        self.engine.pages.load(state, selector, Size(2)).is_ok_and(|selector| selector & RING == RING)
     }
 
     fn is_wanted(&self) -> bool {
         self.wish.as_ref().is_some_and(|wish| wish.load(Ordering::Relaxed))
-    }
-
-    /// Counts an instruction for more than one.
-    fn spend(&mut self, instructions: u64) {
-        self.left = self.left.saturating_sub(u32::try_from(instructions).unwrap_or(u32::MAX));
-    }
-
-    fn interrupts_changed(&mut self, state: &State) {
-        if state.flags & flag::INTERRUPT != 0 {
-            // Not at once: first comes the instruction behind `sti`.
-            self.left = self.left.clamp(1, SOON);
-        }
     }
 }
 

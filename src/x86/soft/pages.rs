@@ -58,10 +58,21 @@ pub struct Pages {
     tables: [Box<[Entry; ENTRIES]>; 3],
     /// What was looked up in an earlier one is forgotten. The first is 1, so that empty entries belong to none.
     generation: u64,
+    /// The same, but never again the same: it counts from 1.
+    epoch: u64,
 }
 
 // SAFETY: the pointers lead into guest memory, which is shared between threads anyway and lives as long as `self`.
 unsafe impl Send for Pages {}
+
+/// Bytes of code in one page.
+pub struct Code {
+    pub bytes: u128,
+    /// How many of them there are.
+    pub available: usize,
+    /// Where sixteen of them are, in guest memory.
+    pub whole: Option<*const u8>,
+}
 
 /// An access that is left to the hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +82,18 @@ impl Pages {
     pub fn new(memory: Arc<GuestMemory>) -> Self {
         let regions = memory.host_regions().map(|(region, host)| (region.start, region.size, host)).collect();
         let empty = || Box::new([Entry { tag: 0, host: std::ptr::null_mut() }; ENTRIES]);
-        Self { _memory: memory, regions, tables: [empty(), empty(), empty()], generation: 1 }
+        Self { _memory: memory, regions, tables: [empty(), empty(), empty()], generation: 1, epoch: 1 }
+    }
+
+    /// What changes whenever everything is forgotten.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
+        self.epoch += 1;
         if self.generation == LAST_GENERATION {
             for table in &mut self.tables {
                 table.iter_mut().for_each(|entry| entry.tag = 0);
@@ -230,21 +248,17 @@ impl Pages {
         Ok(exchange(at, size, change))
     }
 
-    /// As many bytes of code as lie in the page of `linear`, at most 16, and the host address of the first.
-    #[inline]
-    pub fn code(&mut self, state: &State, linear: u64) -> Result<(u128, usize), NotHere> {
+    /// As many bytes of code as lie in the page of `linear`, at most 16; where these are all, also where they are,
+    /// which holds for this epoch.
+    pub fn code(&mut self, state: &State, linear: u64) -> Result<Code, NotHere> {
         let at = self.host(state, linear, 1, Access::Execute)?;
         let available = (PAGE_SIZE - linear % PAGE_SIZE).min(16) as usize;
-        if available == 16 {
-            // SAFETY: `host` found the page, in which 16 bytes are left; any value is a valid one, and code
-            // that another processor changes meanwhile is read in one of its states.
-            return Ok((unsafe { at.cast::<u128>().read_unaligned() }, 16));
-        }
         let mut bytes = [0; 16];
         for (index, byte) in bytes.iter_mut().enumerate().take(available) {
             *byte = read(at.wrapping_add(index), Size(1)) as u8;
         }
-        Ok((u128::from_le_bytes(bytes), available))
+        let whole = (available == 16).then_some(at.cast_const());
+        Ok(Code { bytes: u128::from_le_bytes(bytes), available, whole })
     }
 
     /// Sixteen bytes of code that reach into the next page.

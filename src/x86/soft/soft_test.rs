@@ -7,6 +7,8 @@ use crate::hv::Segment;
 use crate::memory::{Layout, Options, PAGE_SIZE};
 use crate::x86::mode::{CR0_PE, CR0_PG, CR4_PAE, CR4_SMAP, EFER_LMA};
 
+#[path = "branches_test.rs"]
+mod branches;
 #[path = "rights_test.rs"]
 mod rights;
 #[path = "threads_test.rs"]
@@ -410,76 +412,6 @@ fn returns_to_ring_3_are_told_apart_from_others() {
     assert_eq!(bench.run(), Leave::ToUser);
     bench.put(STACK + 8, 0x10);
     assert_eq!(bench.run(), Leave::Step);
-}
-
-#[test]
-fn returns_find_the_selector_where_their_operand_size_puts_it() {
-    // retf with 32-bit operands, with 64-bit ones, with 16-bit ones, and one that pops 0x0f bytes more
-    for (code, selector) in [(&[0xcb][..], 4), (&[0x48, 0xcb], 8), (&[0x66, 0xcb], 2), (&[0xca, 0x0f, 0], 4)]
-    {
-        let mut bench = Bench::with(code);
-        for ring in [0, 3] {
-            bench.put(STACK, 0);
-            bench.bytes(STACK + selector, &[0x30 | ring]);
-            let expected = if ring == 3 { Leave::ToUser } else { Leave::Step };
-            assert_eq!(bench.run(), expected, "{code:x?}");
-            bench.bytes(STACK, &[0; 16]);
-        }
-    }
-}
-
-#[test]
-fn branches_that_processors_disagree_about_are_left_alone() {
-    // Each with an operand-size prefix: jmp, call, jz, ret, jmp rax, jrcxz
-    let branches: [&[u8]; 6] =
-        [&[0xeb, 0], &[0xe8, 0, 0, 0, 0], &[0x74, 0], &[0xc3], &[0xff, 0xe0], &[0xe3, 0]];
-    for branch in branches {
-        for prefixes in [&[0x66][..], &[0x2e, 0x66], &[0x66, 0x48]] {
-            let mut bench = Bench::with(&[prefixes, branch].concat());
-            bench.put(STACK, CODE + 0x100);
-            bench.expect_untouched();
-        }
-    }
-    // movsxd r12w, [rsi]: how much of memory it reads
-    Bench::with(&[0x66, 0x44, 0x63, 0x26]).expect_untouched();
-}
-
-#[test]
-fn a_pause_with_another_register_is_an_exchange() {
-    // rep nop with REX.B: processors exchange R8 and RAX
-    Bench::with(&[0xf3, 0x41, 0x90]).expect_untouched();
-    let mut bench = Bench::with(&[0xf3, 0x90, END]);
-    assert_eq!(bench.run(), Leave::Step);
-    assert_eq!(bench.soft.executed(), 1);
-}
-
-#[test]
-fn jumps_out_of_the_canonical_addresses_are_left_in_front_of_them() {
-    const LAST: u64 = 0x7fff_ffff_f000;
-    // jmp to the next page; a call there; jz there; jmp rax; ret
-    let branches: [&[u8]; 5] =
-        [&[0xe9, 0, 0x10, 0, 0], &[0xe8, 0, 0x10, 0, 0], &[0x74, 0x7f], &[0xff, 0xe0], &[0xc3]];
-    for branch in branches {
-        let mut bench = Bench::with(&[]);
-        bench.map_at(LAST, CODE);
-        bench.general.rip = LAST + 0xf90;
-        bench.bytes(CODE + 0xf90, branch);
-        bench.general.rax = 1 << 47;
-        bench.put(STACK, 1 << 47);
-        bench.general.rflags |= flag::ZERO;
-        bench.expect_untouched();
-        assert_eq!(bench.soft.executed(), 0);
-    }
-}
-
-#[test]
-fn code_that_became_valid_is_decoded_anew() {
-    // An instruction that does not exist; in its place: nop word [rax]
-    let mut bench = Bench::with(&[0x0f, 0x04, 0xc0, 0x90, END]);
-    bench.expect_untouched();
-    bench.bytes(CODE, &[0x0f, 0x1f, 0x00]);
-    assert_eq!(bench.run(), Leave::Step);
-    assert_eq!(bench.soft.executed(), 2);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The registers on which kernel code runs.
 
 use super::alu::flag;
+use super::decode::Segment;
 use crate::hv::{Registers, SpecialRegisters};
 use crate::x86::mode::{CR0_PE, CR0_PG, CR4_CET, EFER_LMA};
 
@@ -13,11 +14,13 @@ pub const RSP: u8 = 4;
 /// The registers that kernel code uses, in the order of their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    pub general: [u64; 16],
+    /// The general registers, and behind them what is always zero: parts of addresses that are missing. As many as
+    /// five bits can tell apart, so that none has to be checked.
+    pub general: [u64; 32],
     pub rip: u64,
     pub flags: u64,
-    pub fs_base: u64,
-    pub gs_base: u64,
+    /// Where segments begin, by [`Segment`].
+    bases: [u64; 4],
     pub cr0: u64,
     pub cr3: u64,
     pub cr4: u64,
@@ -27,16 +30,21 @@ pub struct State {
 }
 
 impl State {
-    pub fn load(general: &Registers, special: &SpecialRegisters) -> Self {
-        let Registers { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, .. } = *general;
-        let Registers { r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, .. } = *general;
+    pub fn load(registers: &Registers, special: &SpecialRegisters) -> Self {
+        let Registers { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, .. } = *registers;
+        let Registers { r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, .. } = *registers;
+        let registers = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+        let mut general = [0; 32];
+        general[..16].copy_from_slice(&registers);
+        let mut bases = [0; 4];
+        bases[Segment::Fs as usize] = special.fs.base;
+        bases[Segment::Gs as usize] = special.gs.base;
         let paging = CR0_PE | CR0_PG;
         Self {
-            general: [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15],
+            general,
             rip,
             flags: rflags,
-            fs_base: special.fs.base,
-            gs_base: special.gs.base,
+            bases,
             cr0: special.cr0,
             cr3: special.cr3,
             cr4: special.cr4,
@@ -52,7 +60,7 @@ impl State {
     }
 
     pub fn store(&self, general: &mut Registers) {
-        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = self.general;
+        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, ..] = self.general;
         let (rip, rflags) = (self.rip, self.flags);
         *general = Registers {
             rax,
@@ -74,6 +82,18 @@ impl State {
             rip,
             rflags,
         };
+    }
+
+    /// A part of an address, by the number of its register.
+    #[inline]
+    pub fn part(&self, number: u8) -> u64 {
+        self.general[usize::from(number & 31)]
+    }
+
+    /// What is added to addresses in a segment.
+    #[inline]
+    pub fn segment_base(&self, segment: Segment) -> u64 {
+        self.bases[segment as usize]
     }
 
     /// Whether code in this state can be run here at all.

@@ -1,6 +1,6 @@
 //! String instructions: many elements at once where source and destination are plain pages.
 
-use super::Soft;
+use super::Engine;
 use super::alu::{self, Size, flag};
 use super::decode::{Operation, Repeat, Str};
 use super::pages::{self, Access, NotHere};
@@ -15,7 +15,7 @@ const AT_ONCE: u64 = 16 << 10;
 /// As many take about as long as one instruction.
 const ELEMENTS_PER_INSTRUCTION: u64 = 16;
 
-impl Soft {
+impl Engine {
     /// Returns the address of the next instruction, which is this one while repetitions are left.
     pub(super) fn string(&mut self, state: &mut State, op: &Operation, what: Str) -> Result<u64, NotHere> {
         let next = state.rip.wrapping_add(op.length.into());
