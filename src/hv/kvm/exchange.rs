@@ -64,6 +64,10 @@ impl Exchange {
             page.sregs = special;
             dirty |= KVM_SYNC_X86_SREGS;
         }
+        // The kernel sets the bit of an interrupt that it has accepted and not delivered, and never clears one here, as
+        // it does where it is asked. With an old one, changed registers would make it deliver that interrupt once more,
+        // also where interrupts are off. What it has accepted it knows.
+        page.sregs.interrupt_bitmap = Default::default();
         if let Some(events) = events {
             page.events = events;
             dirty |= KVM_SYNC_X86_EVENTS;
