@@ -375,6 +375,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn activity(&self) -> Result<Activity> {
+        // To ask is to let an INIT or start-up interrupt that waits take effect, which changes all registers.
+        self.settle()?;
         let state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         Ok(match state.mp_state {
             KVM_MP_STATE_HALTED => Activity::Halted,
