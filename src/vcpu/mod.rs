@@ -166,6 +166,12 @@ impl<V: Vcpu> VcpuThread<V> {
         threads::time_used(self.thread.as_ref()?)
     }
 
+    /// Whether a profiler takes samples of it, which costs time that is the thread's but not the guest's.
+    pub fn is_sampled(&self) -> bool {
+        // Each profiler holds it, besides this thread and its owner, who share one.
+        Arc::strong_count(&self.shared.sampled) > 1
+    }
+
     /// Holds it for a moment, if it is meant to run; see [`gate`].
     fn hold(&self) -> bool {
         self.shared.gate.hold(|| {

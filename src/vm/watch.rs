@@ -4,6 +4,7 @@
 //! one is a question to the operating system's clocks; only a guest that did next to nothing is asked itself, and
 //! that holds its processors up for some ten microseconds. "Next to nothing", because timers may go on ticking
 //! after the guest has halted: each tick wakes its processor's thread, which finds interrupts off and sleeps again.
+//! Taking samples does so, too, and so often that a guest of which samples are taken is always asked.
 
 use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ impl Watch {
         let look = Look { when, used: vcpus.iter().map(VcpuThread::time_used).collect() };
         let idle = last.as_ref().is_some_and(|last| look.is_idle_since(last));
         *last = Some(look);
-        idle && all_halted_for_good(vcpus)
+        (idle || vcpus.iter().any(VcpuThread::is_sampled)) && all_halted_for_good(vcpus)
     }
 }
 
