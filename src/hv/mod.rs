@@ -269,6 +269,13 @@ pub trait Vcpu: Send + 'static {
     /// Only meaningful after [`Vcpu::run`] returned [`Exit::Interrupted`], or before the first run.
     fn activity(&self) -> Result<Activity>;
 
+    /// Has it wait for an interrupt, as if it had just executed `hlt`.
+    fn halt(&mut self) -> Result<()>;
+
+    /// Whether it has accepted an exception or an interrupt and not delivered it yet: no instruction comes before
+    /// that. Only meaningful when [`Vcpu::activity`] is.
+    fn is_delivering(&self) -> Result<bool>;
+
     /// The frequency of the guest's time stamp counter in kHz, where it is known.
     fn tsc_khz(&self) -> Option<u32>;
 

@@ -77,10 +77,8 @@ pub(super) struct Kernel {
     strange: u32,
     /// The last batch ended at an instruction that is not the software processor's.
     at_instruction: bool,
-    /// That instruction is `hlt`.
-    at_halt: bool,
-    /// It was executed. The step that does so returns at once; it is in the next one that the processor sleeps.
-    sleeping: bool,
+    /// An exit within the last step was answered, and the step has not ended yet.
+    is_open: bool,
     /// How many times in a row vector instructions were executed without KVM.
     without_kvm: u32,
 }
@@ -93,8 +91,7 @@ impl Kernel {
             stepping: false,
             strange: 0,
             at_instruction: false,
-            at_halt: false,
-            sleeping: false,
+            is_open: false,
             without_kvm: 0,
         }
     }
@@ -113,21 +110,17 @@ impl Kernel {
         vcpu: &mut V,
         context: &mut Context<'_, H>,
     ) -> Result<Option<Left>> {
-        // Also where a request came between `hlt` and its sleep.
-        self.sleeping |= vcpu.activity()? == Activity::Halted;
         if !self.stepping {
             context.help.registers_are_needed(vcpu);
             vcpu.set_single_step(true)?;
             self.stepping = true;
         }
+        if self.is_to_be_continued(vcpu)?
+            && let Some(left) = self.single_step(vcpu, context)?
+        {
+            return Ok(Some(left));
+        }
         while !self.phase.is_over() {
-            if self.sleeping {
-                if let Some(left) = single_step(vcpu, context)? {
-                    return Ok(Some(left));
-                }
-                self.sleeping = vcpu.activity()? == Activity::Halted;
-                continue;
-            }
             if let Entered::Left(left) = self.execute(vcpu, context)? {
                 return Ok(Some(left));
             }
@@ -139,13 +132,37 @@ impl Kernel {
                 continue;
             }
             self.without_kvm = 0;
-            if let Some(left) = single_step(vcpu, context)? {
+            if let Some(left) = self.single_step(vcpu, context)? {
                 return Ok(Some(left));
             }
-            self.sleeping = self.at_halt && vcpu.activity()? == Activity::Halted;
         }
         vcpu.set_single_step(false)?;
         Ok(None)
+    }
+
+    /// Has KVM execute one instruction, and answers what comes of it.
+    fn single_step<V: Vcpu, H: Help<V>>(
+        &mut self,
+        vcpu: &mut V,
+        context: &mut Context<'_, H>,
+    ) -> Result<Option<Left>> {
+        loop {
+            match context.enter(vcpu)? {
+                Entered::Stopped => {
+                    self.is_open = false;
+                    return Ok(None);
+                }
+                Entered::Answered => self.is_open = true,
+                Entered::Left(left) => return Ok(Some(left)),
+            }
+        }
+    }
+
+    /// Whether the last step was interrupted when the processor slept, or had accepted an exception or an interrupt.
+    /// Only the hypervisor knows of it, and the instructions here must not overtake it. KVM does not tell of
+    /// exceptions that instructions raise on purpose, as `int3` does.
+    fn is_to_be_continued<V: Vcpu>(&self, vcpu: &V) -> Result<bool> {
+        Ok(self.is_open || vcpu.activity()? != Activity::Running || vcpu.is_delivering()?)
     }
 
     /// Executes what can be executed here; afterwards the vCPU is at an instruction for KVM.
@@ -154,7 +171,6 @@ impl Kernel {
         let mut general = vcpu.registers()?;
         let mut served = Entered::Answered;
         self.at_instruction = false;
-        self.at_halt = false;
         for _ in 0..PORTS_AT_ONCE {
             match self.batch(&mut general, &special, context.counters) {
                 Some(Leave::Port(access)) if context.bus.owner_of_port(access.port).is_some() => {
@@ -167,8 +183,11 @@ impl Kernel {
                     self.at_instruction = true;
                     break;
                 }
+                // Not as a step: KVM's interpreter remembers the `hlt` it has stepped over, and puts the processor
+                // to sleep at a later instruction, if an interrupt comes between even in the handler.
                 Some(Leave::Halt) => {
-                    self.at_halt = true;
+                    general.rip = general.rip.wrapping_add(1);
+                    vcpu.halt()?;
                     break;
                 }
                 Some(Leave::ToUser) => {
@@ -220,15 +239,4 @@ fn serve<H>(general: &mut Registers, access: &PortAccess, context: &mut Context<
         context.history.push(Record::access(kind, access.port.into(), data));
         action
     })
-}
-
-/// Has KVM execute one instruction, and answers what comes of it.
-fn single_step<V: Vcpu, H: Help<V>>(vcpu: &mut V, context: &mut Context<'_, H>) -> Result<Option<Left>> {
-    loop {
-        match context.enter(vcpu)? {
-            Entered::Stopped => return Ok(None),
-            Entered::Answered => {}
-            Entered::Left(left) => return Ok(Some(left)),
-        }
-    }
 }

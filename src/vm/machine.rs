@@ -158,7 +158,7 @@ impl<V: Vm> Machine<V> {
             enter(boot_processor, &start)?;
         }
         timeline.mark("KVM tried, processors set up");
-        let kernel = runs_in_software(gaps, config, &topology, &start).then(Arc::default);
+        let kernel = runs_in_software(gaps, config, &start).then(Arc::default);
         let machine = Self::assemble(board, vcpus, gaps, kernel, console)?;
         timeline.mark("devices and threads created");
         Ok(machine)
@@ -412,11 +412,9 @@ fn watch_system_calls<V: Vm>(vm: &V, before: Gaps, now: Gaps) -> hv::Result<()> 
 }
 
 /// Whether the kernel is run by the software processor at first. The embedded guest and flat images are mostly
-/// there to see what KVM does; with several processors Linux stops while it starts the second (seen with 6.1: one of
-/// them does not wake from `hlt` as it should).
-fn runs_in_software(gaps: Gaps, config: &Config, topology: &Topology, start: &Start) -> bool {
+/// there to see what KVM does.
+fn runs_in_software(gaps: Gaps, config: &Config, start: &Start) -> bool {
     gaps.any()
-        && topology.processors() == 1
         && config.completion == Completion::Auto
         && config.kernel != Kernel::Embedded
         && !matches!(start.protocol, Protocol::Flat(_))

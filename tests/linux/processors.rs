@@ -1,10 +1,6 @@
 //! Several processors, found by ACPI.
 
-use crate::support::{Finished, Linux, has_line, section, slow_tests_wanted, smp};
-
-/// The software processor boots only kernels of machines with one processor: others take minutes where KVM interprets
-/// guest kernels.
-const SEVERAL: &str = "booting Linux with several processors";
+use crate::support::{Finished, Linux, has_line, section, smp};
 
 /// What `/proc/cpuinfo` says of `name`, for each processor.
 fn values<'a>(finished: &'a Finished, name: &str) -> Vec<&'a str> {
@@ -15,9 +11,6 @@ fn values<'a>(finished: &'a Finished, name: &str) -> Vec<&'a str> {
 
 #[test]
 fn two_processors_work() {
-    if !slow_tests_wanted(SEVERAL) {
-        return;
-    }
     let linux = Linux::new(smp()).with_programs().options(&["--cpus", "2"]);
     let finished = linux.run("show:/proc/cpuinfo log run:/bin/check:cpus run:/bin/busybox:nproc exit:42");
     let finished = finished.with(42);
@@ -33,9 +26,6 @@ fn two_processors_work() {
 
 #[test]
 fn processors_are_arranged_as_was_asked_for() {
-    if !slow_tests_wanted(SEVERAL) {
-        return;
-    }
     for (cpus, cores, packages) in
         [("2,threads=2", ["0", "0"], ["0", "0"]), ("2,sockets=2", ["0", "0"], ["0", "1"])]
     {

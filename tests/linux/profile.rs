@@ -8,14 +8,7 @@ use crate::support::{Linux, Scratch, USER_SPACE, has_line, tiny};
 fn a_profile_of_a_boot_names_the_kernels_functions() {
     let scratch = Scratch::new();
     let path = scratch.at("profile");
-    let linux = Linux::new(tiny()).options(&[
-        "--completion",
-        "missing",
-        "--profile",
-        &path,
-        "--profile-interval",
-        "5ms",
-    ]);
+    let linux = Linux::new(tiny()).options(&["--profile", &path, "--profile-interval", "200us"]);
     let finished = linux.run("exit:42").with(42);
     has_line(&finished, USER_SPACE);
     assert!(finished.stderr.contains("profile: "), "{finished:?}");

@@ -422,6 +422,16 @@ impl Vcpu for FakeVcpu {
         Ok(self.activity)
     }
 
+    fn halt(&mut self) -> Result<()> {
+        self.activity = Activity::Halted;
+        Ok(())
+    }
+
+    /// Exceptions are logged, and delivered by nobody.
+    fn is_delivering(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     fn tsc_khz(&self) -> Option<u32> {
         lock(&self.state).tsc_khz
     }

@@ -11,9 +11,9 @@ use kvm_bindings::{
     CpuId, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
     KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE,
     KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
-    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_guest_debug,
-    kvm_guest_debug_arch, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
-    kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_debugregs,
+    kvm_guest_debug, kvm_guest_debug_arch, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run,
+    kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -72,6 +72,21 @@ impl KvmVcpu {
         general.map_or(Ok(()), |general| self.set_general(&general))?;
         special.map_or(Ok(()), |special| self.set_special(&special))?;
         events.map_or(Ok(()), |events| self.set_events(&events))
+    }
+
+    fn put_events(&self, events: kvm_vcpu_events) -> Result<()> {
+        if self.exchange.is_used() {
+            self.exchange.change(|changed| changed.events = Some(events));
+            return Ok(());
+        }
+        self.set_events(&events)
+    }
+
+    fn events(&self) -> Result<kvm_vcpu_events> {
+        match self.exchange.events(&self.fd) {
+            Some(events) => Ok(events),
+            None => self.fd.get_vcpu_events().map_err(|error| call("read pending events", error)),
+        }
     }
 
     /// What the kernel left in `struct kvm_run`. kvm-ioctls' own exit type merges the elements of string I/O
@@ -297,10 +312,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn raise(&self, exception: Exception) -> Result<()> {
-        let mut events = match self.exchange.events(&self.fd) {
-            Some(events) => events,
-            None => self.fd.get_vcpu_events().map_err(|error| call("read pending events", error))?,
-        };
+        let mut events = self.events()?;
         events.exception.injected = 1;
         events.exception.pending = 0;
         events.exception.nr = exception.vector;
@@ -308,11 +320,7 @@ impl Vcpu for KvmVcpu {
         events.exception.error_code = exception.error_code.unwrap_or(0);
         // No optional part: an NMI or a start-up interrupt that has arrived meanwhile would be lost.
         events.flags = 0;
-        if self.exchange.is_used() {
-            self.exchange.change(|changed| changed.events = Some(events));
-            return Ok(());
-        }
-        self.set_events(&events)
+        self.put_events(events)
     }
 
     fn set_debug_status(&self, bits: u64) -> Result<()> {
@@ -383,6 +391,22 @@ impl Vcpu for KvmVcpu {
             KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Activity::NotStarted,
             _ => Activity::Running,
         })
+    }
+
+    fn halt(&mut self) -> Result<()> {
+        // The shadow of an `sti` may not outlast the instruction behind it, or no interrupt ends the sleep.
+        let mut events = self.events()?;
+        events.interrupt.shadow = 0;
+        events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+        self.put_events(events)?;
+        let state = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+        self.fd.set_mp_state(state).map_err(|error| call("set the processor's mode", error))
+    }
+
+    fn is_delivering(&self) -> Result<bool> {
+        let events = self.events()?;
+        let exception = events.exception.injected | events.exception.pending;
+        Ok(exception | events.interrupt.injected | events.nmi.injected != 0)
     }
 
     fn tsc_khz(&self) -> Option<u32> {

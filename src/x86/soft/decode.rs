@@ -526,7 +526,7 @@ fn kind(instruction: &Instruction) -> Kind {
         M::Iretq | M::Iretd | M::Iret | M::Retf => Kind::Return,
         M::Sysretq | M::Sysret | M::Sysexit | M::Sysexitq => Kind::ReturnToUser,
         // These change nothing that is remembered here.
-        M::Hlt => Kind::Halt,
+        M::Hlt if instruction.len() == 1 => Kind::Halt,
         M::In => Kind::Port(Direction::Read),
         M::Out => Kind::Port(Direction::Write),
         M::Rdtsc

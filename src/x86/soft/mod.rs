@@ -40,7 +40,7 @@ const BETWEEN_WISHES: u32 = 256;
 pub enum Leave {
     /// The instruction at RIP is for the hypervisor.
     Step,
-    /// The instruction at RIP is `hlt`, for the hypervisor: the processor sleeps until an interrupt comes.
+    /// The instruction at RIP is `hlt`, of one byte: the processor sleeps until an interrupt comes.
     Halt,
     /// The instruction at RIP accesses a port.
     Port(PortAccess),
@@ -166,7 +166,7 @@ impl Soft {
             // Zero is such a multiple, too: most instructions meet one test.
             let left = self.engine.left;
             if left.is_multiple_of(BETWEEN_WISHES) && (left == 0 || self.is_wanted()) {
-                break Leave::Interrupts;
+                break self.leave_early(&state);
             }
             self.engine.left = left - 1;
             match self.step(&mut state) {
@@ -195,6 +195,17 @@ impl Soft {
                 let operation = *operation;
                 Err(self.leave(state, &operation))
             }
+        }
+    }
+
+    /// Interrupts are looked for by having the hypervisor execute the instruction at RIP, whichever it is: where that
+    /// needs more of the caller, it is told.
+    #[cold]
+    fn leave_early(&mut self, state: &State) -> Leave {
+        let Ok(operation) = self.find(state) else { return Leave::Interrupts };
+        match self.leave(state, &operation) {
+            leave @ (Leave::Halt | Leave::ToUser) => leave,
+            _ => Leave::Interrupts,
         }
     }
 
