@@ -276,6 +276,9 @@ pub trait Vcpu: Send + 'static {
     /// that. Only meaningful when [`Vcpu::activity`] is.
     fn is_delivering(&self) -> Result<bool>;
 
+    /// The vector of the interrupt that it accepted last, if there was one.
+    fn last_interrupt(&self) -> Result<Option<u8>>;
+
     /// The frequency of the guest's time stamp counter in kHz, where it is known.
     fn tsc_khz(&self) -> Option<u32>;
 

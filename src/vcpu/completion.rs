@@ -26,6 +26,10 @@ pub(super) trait Help<V> {
     fn msr_write(&mut self, vcpu: &mut V, msr: Msr) -> Helped;
     /// The processor stopped at a breakpoint.
     fn breakpoint(&mut self, vcpu: &mut V) -> Helped;
+    /// A program is about to run whose kernel runs elsewhere: the processor has to stop where it arrives in the kernel.
+    fn watch_for_kernel(&mut self, vcpu: &mut V) -> hv::Result<()>;
+    /// The processor stopped because it has arrived in the kernel, which goes on from there.
+    fn arrived(&mut self, vcpu: &mut V) -> hv::Result<()>;
     /// Registers are going to be read and set often.
     fn registers_are_needed(&mut self, vcpu: &mut V);
     /// Executes instructions on vector registers from RIP on; whether there were any.
@@ -58,6 +62,14 @@ impl<V> Help<V> for Nobody {
 
     fn breakpoint(&mut self, _vcpu: &mut V) -> Helped {
         Ok(Err(UNASKED))
+    }
+
+    fn watch_for_kernel(&mut self, _vcpu: &mut V) -> hv::Result<()> {
+        Ok(())
+    }
+
+    fn arrived(&mut self, _vcpu: &mut V) -> hv::Result<()> {
+        Ok(())
     }
 
     fn registers_are_needed(&mut self, _vcpu: &mut V) {}
@@ -127,6 +139,15 @@ impl<V: Vcpu> Help<V> for Completer<'_> {
         self.exchange_from_now_on(vcpu);
         self.counters.count_stop(self.transitions.stopped(vcpu, self.memory)?);
         Ok(Ok(()))
+    }
+
+    fn watch_for_kernel(&mut self, vcpu: &mut V) -> hv::Result<()> {
+        self.transitions.watch_for_kernel(vcpu, self.memory)
+    }
+
+    fn arrived(&mut self, vcpu: &mut V) -> hv::Result<()> {
+        self.counters.count_stop(self.transitions.arrived(vcpu, self.memory)?);
+        Ok(())
     }
 
     fn registers_are_needed(&mut self, vcpu: &mut V) {

@@ -1,14 +1,16 @@
-//! Running the guest's kernel in the software processor, until the guest has user space.
+//! Running the guest's kernel in the software processor, and its programs in the hypervisor.
 //!
 //! On a host whose KVM interprets guest kernels, `x86/soft` runs them many times as fast. This is the loop
 //! around it: each instruction that is not for the software processor is executed by KVM, alone, by single-stepping,
 //! which also delivers the interrupts that wait. Ports that belong to the machine's own devices are served without
 //! KVM.
 //!
-//! It ends for the whole machine when the first processor is about to enter ring 3. From then on KVM keeps
-//! tables of its own made from the guest's page tables, and follows changes of those only as long as it executes
-//! the guest's stores itself. Before, it has none, since it runs ring 3 alone by the processor's own paging. A machine
-//! whose state is restored may have had user space already, and gets no [`KernelPhase`].
+//! Programs run in KVM, natively. It stops where a call, a fault or an interrupt has arrived in the kernel, as far as
+//! there are breakpoints for it. What there are none for, KVM interprets until its next exit.
+//!
+//! Once there have been programs, KVM has tables of its own made from the guest's page tables, and follows changes of
+//! those only if it executes the guest's stores itself. So every store over what may be such an entry is KVM's from
+//! then on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -31,48 +33,51 @@ const WITHOUT_KVM: u32 = 16;
 /// Accesses to own ports in a row, after which interrupts are looked for.
 const PORTS_AT_ONCE: u32 = 16;
 
-/// Whether the guest has user space yet; shared by the processors of a machine.
+/// Whether the guest has run programs; shared by the processors of a machine.
 #[derive(Debug, Default)]
-pub struct KernelPhase {
-    over: AtomicBool,
-    /// Processors that are executing instructions right now.
+pub struct Programs {
+    begun: AtomicBool,
+    /// Processors that are executing instructions of the kernel right now.
     busy: AtomicU32,
 }
 
-impl KernelPhase {
-    /// Lets a processor execute instructions, unless it is too late.
+impl Programs {
+    /// A processor is going to execute instructions of the kernel; whether there have been programs.
     fn enter(&self) -> bool {
         self.busy.fetch_add(1, Ordering::SeqCst);
-        let open = !self.over.load(Ordering::SeqCst);
-        if !open {
-            self.leave();
-        }
-        open
+        self.begun.load(Ordering::SeqCst)
     }
 
     fn leave(&self) {
         self.busy.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Ends it, and waits until no other processor executes instructions: that takes microseconds, as they never
-    /// wait for anything in between.
-    fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
-        while self.busy.load(Ordering::SeqCst) > 0 {
-            std::hint::spin_loop();
+    /// Called before the first one runs, and every further one: waits until all processors know of it. That takes
+    /// microseconds, as they never wait for anything in between.
+    fn begin(&self) {
+        if !self.begun.swap(true, Ordering::SeqCst) {
+            while self.busy.load(Ordering::SeqCst) > 0 {
+                std::hint::spin_loop();
+            }
         }
     }
+}
 
-    /// Whether it has ended.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
-    }
+/// Where the guest is to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// In the kernel.
+    Kernel,
+    /// In a program.
+    Program,
+    /// In something that is no kernel for the software processor.
+    Strange,
 }
 
 /// A vCPU's software processor.
 pub(super) struct Kernel {
     soft: Soft,
-    phase: Arc<KernelPhase>,
+    programs: Arc<Programs>,
     stepping: bool,
     strange: u32,
     /// The last batch ended at an instruction that is not the software processor's.
@@ -84,10 +89,10 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(memory: Arc<GuestMemory>, phase: Arc<KernelPhase>) -> Self {
+    pub(super) fn new(memory: Arc<GuestMemory>, programs: Arc<Programs>) -> Self {
         Self {
             soft: Soft::new(memory),
-            phase,
+            programs,
             stepping: false,
             strange: 0,
             at_instruction: false,
@@ -103,29 +108,50 @@ impl Kernel {
         self
     }
 
-    /// Runs the guest until the loop is to be left, or, without a reason to, until the guest's kernel is no longer
-    /// run here.
+    /// Runs the guest until the loop is to be left, or, without a reason to, until its kernel turns out to be none
+    /// that can be run here.
     pub(super) fn run<V: Vcpu, H: Help<V>>(
         &mut self,
         vcpu: &mut V,
         context: &mut Context<'_, H>,
     ) -> Result<Option<Left>> {
-        if !self.stepping {
-            context.help.registers_are_needed(vcpu);
-            vcpu.set_single_step(true)?;
-            self.stepping = true;
+        context.help.registers_are_needed(vcpu);
+        // A request may have come when the processor slept.
+        self.is_open |= vcpu.activity()? != Activity::Running;
+        loop {
+            self.soft.forget();
+            if let Some(left) = self.kernel(vcpu, context)? {
+                return Ok(Some(left));
+            }
+            self.step_no_longer(vcpu)?;
+            if self.strange > PATIENCE {
+                return Ok(None);
+            }
+            if let Some(left) = self.program(vcpu, context)? {
+                return Ok(Some(left));
+            }
+        }
+    }
+
+    /// Runs the kernel until it goes to a program.
+    fn kernel<V: Vcpu, H: Help<V>>(
+        &mut self,
+        vcpu: &mut V,
+        context: &mut Context<'_, H>,
+    ) -> Result<Option<Left>> {
+        if in_user_space(&vcpu.special_registers()?) {
+            return Ok(None);
         }
         if self.is_to_be_continued(vcpu)?
             && let Some(left) = self.single_step(vcpu, context)?
         {
             return Ok(Some(left));
         }
-        while !self.phase.is_over() {
-            if let Entered::Left(left) = self.execute(vcpu, context)? {
-                return Ok(Some(left));
-            }
-            if self.phase.is_over() {
-                break;
+        loop {
+            match self.execute(vcpu, context)? {
+                (Entered::Left(left), _) => return Ok(Some(left)),
+                (_, Next::Kernel) => {}
+                (_, Next::Program | Next::Strange) => return Ok(None),
             }
             if self.at_instruction && self.without_kvm < WITHOUT_KVM && context.help.vectors(vcpu)? {
                 self.without_kvm += 1;
@@ -136,8 +162,32 @@ impl Kernel {
                 return Ok(Some(left));
             }
         }
-        vcpu.set_single_step(false)?;
-        Ok(None)
+    }
+
+    /// Runs a program until the kernel is needed.
+    fn program<V: Vcpu, H: Help<V>>(
+        &mut self,
+        vcpu: &mut V,
+        context: &mut Context<'_, H>,
+    ) -> Result<Option<Left>> {
+        self.programs.begin();
+        context.help.watch_for_kernel(vcpu)?;
+        loop {
+            match context.enter(vcpu)? {
+                Entered::Left(left) => return Ok(Some(left)),
+                Entered::Stopped => {
+                    context.history.push(Record::plain(ExitKind::Breakpoint));
+                    context.help.arrived(vcpu)?;
+                    self.is_open = false;
+                    return Ok(None);
+                }
+                Entered::Answered if in_user_space(&vcpu.special_registers()?) => {}
+                Entered::Answered => {
+                    self.is_open = true;
+                    return Ok(None);
+                }
+            }
+        }
     }
 
     /// Has KVM execute one instruction, and answers what comes of it.
@@ -146,6 +196,10 @@ impl Kernel {
         vcpu: &mut V,
         context: &mut Context<'_, H>,
     ) -> Result<Option<Left>> {
+        if !self.stepping {
+            vcpu.set_single_step(true)?;
+            self.stepping = true;
+        }
         loop {
             match context.enter(vcpu)? {
                 Entered::Stopped => {
@@ -158,69 +212,64 @@ impl Kernel {
         }
     }
 
+    fn step_no_longer(&mut self, vcpu: &impl Vcpu) -> Result<()> {
+        if std::mem::take(&mut self.stepping) {
+            vcpu.set_single_step(false)?;
+        }
+        Ok(())
+    }
+
     /// Whether the last step was interrupted when the processor slept, or had accepted an exception or an interrupt.
     /// Only the hypervisor knows of it, and the instructions here must not overtake it. KVM does not tell of
     /// exceptions that instructions raise on purpose, as `int3` does.
     fn is_to_be_continued<V: Vcpu>(&self, vcpu: &V) -> Result<bool> {
-        Ok(self.is_open || vcpu.activity()? != Activity::Running || vcpu.is_delivering()?)
+        Ok(self.is_open || vcpu.is_delivering()?)
     }
 
     /// Executes what can be executed here; afterwards the vCPU is at an instruction for KVM.
-    fn execute<V: Vcpu, H>(&mut self, vcpu: &mut V, context: &mut Context<'_, H>) -> Result<Entered> {
+    fn execute<V: Vcpu, H>(&mut self, vcpu: &mut V, context: &mut Context<'_, H>) -> Result<(Entered, Next)> {
         let special = vcpu.special_registers()?;
         let mut general = vcpu.registers()?;
         let mut served = Entered::Answered;
+        let mut next = Next::Kernel;
         self.at_instruction = false;
         for _ in 0..PORTS_AT_ONCE {
             match self.batch(&mut general, &special, context.counters) {
-                Some(Leave::Port(access)) if context.bus.owner_of_port(access.port).is_some() => {
+                Leave::Port(access) if context.bus.owner_of_port(access.port).is_some() => {
                     served = serve(&mut general, &access, context).into();
                     if matches!(served, Entered::Left(_)) {
                         break;
                     }
+                    continue;
                 }
-                Some(Leave::Step) => {
-                    self.at_instruction = true;
-                    break;
-                }
+                Leave::Step => self.at_instruction = true,
                 // Not as a step: KVM's interpreter remembers the `hlt` it has stepped over, and puts the processor
                 // to sleep at a later instruction, if an interrupt comes between even in the handler.
-                Some(Leave::Halt) => {
+                Leave::Halt => {
                     general.rip = general.rip.wrapping_add(1);
                     vcpu.halt()?;
-                    break;
                 }
-                Some(Leave::ToUser) => {
-                    self.phase.end();
-                    break;
-                }
-                Some(Leave::Mode) if in_user_space(&special) || self.strange > PATIENCE => {
-                    self.phase.end();
-                    break;
-                }
-                _ => break,
+                Leave::ToUser => next = Next::Program,
+                Leave::Mode if in_user_space(&special) => next = Next::Program,
+                Leave::Mode if self.strange > PATIENCE => next = Next::Strange,
+                Leave::Mode | Leave::Port(_) | Leave::Interrupts => {}
             }
+            break;
         }
         vcpu.set_registers(&general)?;
-        Ok(served)
+        Ok((served, next))
     }
 
-    /// Executes instructions in a row, unless another processor has ended that meanwhile.
-    fn batch(
-        &mut self,
-        general: &mut Registers,
-        special: &SpecialRegisters,
-        counters: &Counters,
-    ) -> Option<Leave> {
-        if !self.phase.enter() {
-            return None;
-        }
+    /// Executes instructions in a row.
+    fn batch(&mut self, general: &mut Registers, special: &SpecialRegisters, counters: &Counters) -> Leave {
+        self.soft.spare_entries(self.programs.enter());
         let before = self.soft.executed();
         let leave = self.soft.run(general, special);
-        self.phase.leave();
+        self.programs.leave();
         counters.add_kernel_instructions(self.soft.executed() - before);
-        self.strange = if leave == Leave::Mode { self.strange + 1 } else { 0 };
-        Some(leave)
+        let is_strange = leave == Leave::Mode && !in_user_space(special);
+        self.strange = if is_strange { self.strange + 1 } else { 0 };
+        leave
     }
 }
 

@@ -32,7 +32,7 @@ use gate::{Gate, Pass, Wanted};
 pub use halted::all_halted_for_good;
 pub use history::{DEPTH as HISTORY_DEPTH, History, Record};
 use kernel::Kernel;
-pub use kernel::KernelPhase;
+pub use kernel::Programs;
 use profile::Sampled;
 pub use profile::{Interval, IntervalError, Profile, Profiler, Sample};
 use run::{Context, Left};
@@ -67,8 +67,8 @@ pub struct Surroundings {
     /// What the hypervisor lacks and is to be done in its place. If `syscall` is among it, writes to the
     /// [registers of `syscall`](crate::x86::complete::transition::TRAPPED) have to be exits.
     pub gaps: Gaps,
-    /// Present where the guest's kernel is to be run by the software processor until it has user space.
-    pub kernel: Option<Arc<KernelPhase>>,
+    /// Present where the guest's kernel is to be run by the software processor.
+    pub kernel: Option<Arc<Programs>>,
 }
 
 /// A virtual processor and its thread.
@@ -210,9 +210,9 @@ fn live_helped<V: Vcpu>(id: u32, shared: &Shared<V>, surroundings: &Surroundings
         return live(id, shared, memory, None, Context { bus, counters, history, help: Nobody });
     }
     let help = Completer::new(*gaps, memory, counters);
-    let kernel = kernel
-        .as_ref()
-        .map(|phase| Kernel::new(Arc::clone(memory), Arc::clone(phase)).leaving_at(shared.sampled.wish()));
+    let kernel = kernel.as_ref().map(|programs| {
+        Kernel::new(Arc::clone(memory), Arc::clone(programs)).leaving_at(shared.sampled.wish())
+    });
     live(id, shared, memory, kernel, Context { bus, counters, history, help })
 }
 
@@ -240,12 +240,13 @@ fn live<V: Vcpu, H: Help<V>>(
     }
 }
 
-/// Runs the guest: its kernel by the software processor, as long as that is possible, and then by the hypervisor.
+/// Runs the guest: its kernel by the software processor, where that is possible, and everything else by the hypervisor.
 fn run<V: Vcpu, H: Help<V>>(
     vcpu: &mut V,
     kernel: &mut Option<Kernel>,
     context: &mut Context<'_, H>,
 ) -> hv::Result<Left> {
+    context.help.enter(vcpu)?;
     if let Some(software) = kernel {
         if let Some(left) = software.run(vcpu, context)? {
             return Ok(left);

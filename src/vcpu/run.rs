@@ -41,7 +41,6 @@ pub(super) fn until_interrupted<V: Vcpu, H: Help<V>>(
     vcpu: &mut V,
     context: &mut Context<'_, H>,
 ) -> hv::Result<Left> {
-    context.help.enter(vcpu)?;
     loop {
         match context.enter(vcpu)? {
             Entered::Answered => {}

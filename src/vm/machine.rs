@@ -21,7 +21,7 @@ use crate::devices::sleep::{self, Sleep};
 use crate::devices::{ByteSink, InterruptLine};
 use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
 use crate::memory::{GuestMemory, Layout};
-use crate::vcpu::{Ending, Interval, KernelPhase, Profiler, Surroundings, VcpuThread};
+use crate::vcpu::{Ending, Interval, Profiler, Programs, Surroundings, VcpuThread};
 use crate::x86::complete::gaps::{self, Gaps};
 use crate::x86::complete::transition::TRAPPED;
 use crate::x86::cpuid::{self, Quirks};
@@ -168,7 +168,7 @@ impl<V: Vm> Machine<V> {
         board: Arc<Board<V>>,
         vcpus: Vec<V::Vcpu>,
         gaps: Gaps,
-        kernel: Option<Arc<KernelPhase>>,
+        kernel: Option<Arc<Programs>>,
         console: Arc<dyn ByteSink>,
     ) -> Result<Self, Error> {
         let line = |number| -> Arc<dyn InterruptLine> {

@@ -432,6 +432,10 @@ impl Vcpu for FakeVcpu {
         Ok(false)
     }
 
+    fn last_interrupt(&self) -> Result<Option<u8>> {
+        Ok(None)
+    }
+
     fn tsc_khz(&self) -> Option<u32> {
         lock(&self.state).tsc_khz
     }

@@ -409,6 +409,12 @@ impl Vcpu for KvmVcpu {
         Ok(exception | events.interrupt.injected | events.nmi.injected != 0)
     }
 
+    fn last_interrupt(&self) -> Result<Option<u8>> {
+        // It is kept when it has been delivered. Vector 0 is an exception's.
+        let vector = self.events()?.interrupt.nr;
+        Ok((vector != 0).then_some(vector))
+    }
+
     fn tsc_khz(&self) -> Option<u32> {
         self.fd.get_tsc_khz().ok().filter(|&khz| khz > 0)
     }

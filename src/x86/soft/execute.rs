@@ -127,6 +127,7 @@ impl Engine {
             kind if kind.is_left() => return Err(NotHere),
             Kind::Nothing => {}
             // All of them: the page may be a large one, of which there are pieces here.
+            Kind::ForgetPage if self.pages.spares_entries() => return Err(NotHere),
             Kind::ForgetPage => self.pages.clear(),
             Kind::Fence => std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst),
             Kind::Move => {

@@ -138,6 +138,17 @@ impl Soft {
         }
     }
 
+    /// Has it forget what it knows of the guest's page tables: others have executed instructions of the kernel.
+    pub fn forget(&mut self) {
+        self.forget = true;
+    }
+
+    /// Whether stores over what may be an entry of a page table that programs use are to be the hypervisor's, which
+    /// follows such entries.
+    pub fn spare_entries(&mut self, spare: bool) {
+        self.engine.pages.spare_entries(spare);
+    }
+
     /// Has [`run`](Self::run) come back soon, as for interrupts, while `wish` is set.
     pub fn leave_at(&mut self, wish: Arc<AtomicBool>) {
         self.wish = Some(wish);
@@ -236,6 +247,10 @@ impl Soft {
     fn leave(&mut self, state: &State, operation: &Operation) -> Leave {
         match operation.kind {
             Kind::BeyondAndForget => {
+                self.forget = true;
+                Leave::Step
+            }
+            Kind::ForgetPage => {
                 self.forget = true;
                 Leave::Step
             }

@@ -5,6 +5,11 @@
 //! changes with a flag. The holder empties it when the guest changes its page tables as the architecture
 //! demands (`mov cr`, `invlpg`…).
 //!
+//! Once programs have run, stores over what may be an entry of a page table are the hypervisor's, if asked for: it keeps
+//! tables of its own, made from entries that are present and the user's, and follows them as it executes such stores.
+//! Which pages are page tables is not known here, but every entry tells by its value, and in a table all of them do;
+//! few other pages look like one.
+//!
 //! Guest memory is accessed by plain volatile loads and stores of the operand's size, as other processors of the
 //! guest may use it at the same time.
 
@@ -60,6 +65,9 @@ pub struct Pages {
     generation: u64,
     /// The same, but never again the same: it counts from 1.
     epoch: u64,
+    /// Where the addresses end that entries can have.
+    most: u64,
+    spare_entries: bool,
 }
 
 // SAFETY: the pointers lead into guest memory, which is shared between threads anyway and lives as long as `self`.
@@ -80,9 +88,72 @@ pub struct NotHere;
 
 impl Pages {
     pub fn new(memory: Arc<GuestMemory>) -> Self {
-        let regions = memory.host_regions().map(|(region, host)| (region.start, region.size, host)).collect();
+        let regions: Vec<_> =
+            memory.host_regions().map(|(region, host)| (region.start, region.size, host)).collect();
         let empty = || Box::new([Entry { tag: 0, host: std::ptr::null_mut() }; ENTRIES]);
-        Self { _memory: memory, regions, tables: [empty(), empty(), empty()], generation: 1, epoch: 1 }
+        let ends = regions.iter().map(|(start, size, _): &(u64, u64, *mut u8)| start.saturating_add(*size));
+        // Below 4 GiB there are devices, too.
+        let most = ends.max().unwrap_or(0).max(1 << 32);
+        Self {
+            _memory: memory,
+            regions,
+            tables: [empty(), empty(), empty()],
+            generation: 1,
+            epoch: 1,
+            most,
+            spare_entries: false,
+        }
+    }
+
+    /// Whether stores over possible entries of page tables are left to the hypervisor.
+    pub fn spare_entries(&mut self, spare: bool) {
+        self.spare_entries = spare;
+    }
+
+    /// Whether they are.
+    #[inline]
+    pub fn spares_entries(&self) -> bool {
+        self.spare_entries
+    }
+
+    /// How many of the `size` bytes at a host address that [`host`](Self::host) gave may be overwritten here, from the
+    /// first one on.
+    #[inline]
+    pub fn free_of_entries(&self, at: *mut u8, size: usize) -> usize {
+        if !self.spare_entries {
+            return size;
+        }
+        // Words are aligned in this process as they are in the page.
+        let before = at as usize % 8;
+        let words = (0..before + size).step_by(8);
+        let value = |offset: usize| read(at.wrapping_sub(before).wrapping_add(offset), Size(8));
+        match words.into_iter().find(|&offset| self.is_entry(value(offset))) {
+            Some(offset) if self.is_table(at) => offset.saturating_sub(before),
+            _ => size,
+        }
+    }
+
+    /// Whether the hypervisor may follow an entry of this value.
+    #[inline]
+    fn is_entry(&self, value: u64) -> bool {
+        const FOLLOWED: u64 = PRESENT | USER;
+        value & FOLLOWED == FOLLOWED && self.leads_somewhere(value)
+    }
+
+    #[inline]
+    fn leads_somewhere(&self, entry: u64) -> bool {
+        let address = entry & ADDRESS;
+        address != 0 && address < self.most
+    }
+
+    /// Whether the page around `at` may be a page table: nothing in it is present but leads nowhere.
+    #[cold]
+    fn is_table(&self, at: *mut u8) -> bool {
+        let page = at.wrapping_sub(at as usize % PAGE_SIZE as usize);
+        (0..PAGE_SIZE as usize).step_by(8).all(|offset| {
+            let value = read(page.wrapping_add(offset), Size(8));
+            value & PRESENT == 0 || self.leads_somewhere(value)
+        })
     }
 
     /// What changes whenever everything is forgotten.
@@ -216,11 +287,11 @@ impl Pages {
     #[inline]
     pub fn store(&mut self, state: &State, linear: u64, value: u64, size: Size) -> Result<(), NotHere> {
         match self.host(state, linear, size.0.into(), Access::Write) {
-            Ok(at) => {
+            Ok(at) if self.free_of_entries(at, size.0.into()) == usize::from(size.0) => {
                 write(at, value, size);
                 Ok(())
             }
-            Err(NotHere) if crosses(linear, size) => {
+            Err(NotHere) if crosses(linear, size) && !self.spare_entries => {
                 let last = linear.wrapping_add(u64::from(size.0) - 1);
                 self.host(state, last, 1, Access::Write)?;
                 for (index, byte) in value.to_le_bytes().into_iter().enumerate().take(size.0.into()) {
@@ -229,7 +300,7 @@ impl Pages {
                 }
                 Ok(())
             }
-            Err(NotHere) => Err(NotHere),
+            Ok(_) | Err(NotHere) => Err(NotHere),
         }
     }
 
@@ -242,7 +313,7 @@ impl Pages {
         change: impl FnMut(u64) -> u64,
     ) -> Result<u64, NotHere> {
         let at = self.host(state, linear, size.0.into(), Access::Write)?;
-        if !linear.is_multiple_of(size.0.into()) {
+        if !linear.is_multiple_of(size.0.into()) || self.free_of_entries(at, size.0.into()) == 0 {
             return Err(NotHere);
         }
         Ok(exchange(at, size, change))

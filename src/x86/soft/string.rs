@@ -59,6 +59,11 @@ impl Engine {
         }
         let bytes = (count * u64::from(size.0)) as usize;
         let target = self.pages.host(state, to, bytes, Access::Write)?;
+        let free = self.pages.free_of_entries(target, bytes) / usize::from(size.0);
+        if free == 0 {
+            return Err(NotHere);
+        }
+        let (count, bytes) = (count.min(free as u64), bytes.min(free * usize::from(size.0)));
         match what {
             Str::Move => {
                 let source = self.pages.host(state, from, bytes, Access::Read)?;

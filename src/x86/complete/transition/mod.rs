@@ -68,6 +68,8 @@ pub struct Transitions {
     lstar: u64,
     mask: u64,
     entries: Entries,
+    /// The vectors of the interrupts that came last.
+    interrupts: [Option<u8>; 2],
     /// What the processor was given.
     breakpoints: Vec<u64>,
 }
@@ -124,8 +126,12 @@ impl Transitions {
 
     /// Looks into the interrupt table, and sets the breakpoints where the handlers are now.
     pub fn watch(&mut self, vcpu: &dyn Vcpu, memory: &GuestMemory) -> hv::Result<()> {
-        let special = vcpu.special_registers()?;
-        let gate = |vector| usable_gate(memory, &special, vector);
+        self.find_entries(&vcpu.special_registers()?, memory);
+        self.set_breakpoints(vcpu, self.entries.iter())
+    }
+
+    fn find_entries(&mut self, special: &SpecialRegisters, memory: &GuestMemory) {
+        let gate = |vector| usable_gate(memory, special, vector);
         let target = |gate: Gate| gate.target;
         let has_calls = self.gaps.syscall && self.lstar != 0;
         let has_interrupts = self.gaps.interrupt && gate(SYSTEM_CALL).is_some_and(|gate| gate.privilege == 3);
@@ -133,8 +139,28 @@ impl Transitions {
             page_fault: has_calls.then(|| gate(PAGE_FAULT)).flatten().map(target),
             undefined: has_interrupts.then(|| gate(UNDEFINED)).flatten().map(target),
         };
-        let entries = self.entries;
-        self.set_breakpoints(vcpu, entries.iter())
+    }
+
+    /// The same where the guest's kernel is run by others, so that the processor has to stop at each arrival in it: also
+    /// at the handlers of the interrupts that came last.
+    pub fn watch_for_kernel(&mut self, vcpu: &dyn Vcpu, memory: &GuestMemory) -> hv::Result<()> {
+        let special = vcpu.special_registers()?;
+        self.find_entries(&special, memory);
+        if let Some(vector) = vcpu.last_interrupt()?
+            && self.interrupts[0] != Some(vector)
+        {
+            self.interrupts = [Some(vector), self.interrupts[0]];
+        }
+        let gates = self.interrupts.into_iter().flatten();
+        let handlers =
+            gates.filter_map(|vector| usable_gate(memory, &special, vector)).map(|gate| gate.target);
+        self.set_breakpoints(vcpu, self.entries.iter().chain(handlers))
+    }
+
+    /// Deals with a stop where the kernel goes on elsewhere, which needs no help with the handler's first instruction.
+    pub fn arrived(&mut self, vcpu: &dyn Vcpu, memory: &GuestMemory) -> hv::Result<Stopped> {
+        let cpu = Cpu::load(vcpu, memory)?;
+        Ok(self.deliver(vcpu, &cpu, false)?.unwrap_or(Stopped::Exception))
     }
 
     /// Does a write to one of [`TRAPPED`]; whether the processor accepts the value.
@@ -155,18 +181,26 @@ impl Transitions {
         // interest again. If an interrupt came between, a call may have got this far.
         let behind = !self.entries.iter().any(|entry| entry == rip);
         self.watch(vcpu, memory)?;
-        if !cpu.is_64_bit() || cpu.privilege() != 0 {
-            return self.pass_on(vcpu, memory, rip);
+        match self.deliver(vcpu, &cpu, behind)? {
+            Some(stopped) => Ok(stopped),
+            None => self.pass_on(vcpu, memory, rip),
         }
-        if (behind || self.entries.page_fault == Some(rip)) && self.deliver_call(vcpu, &cpu)? {
-            return Ok(Stopped::Call);
+    }
+
+    /// Gives a call the state to arrive with; none if this is no call. `anywhere`: not only a page fault's handler may
+    /// have been stopped by one.
+    fn deliver(&self, vcpu: &dyn Vcpu, cpu: &Cpu<'_>, anywhere: bool) -> hv::Result<Option<Stopped>> {
+        let rip = Some(cpu.general.rip);
+        if !cpu.is_64_bit() || cpu.privilege() != 0 {
+            return Ok(None);
+        }
+        if (anywhere || self.entries.page_fault == rip) && self.deliver_call(vcpu, cpu)? {
+            return Ok(Some(Stopped::Call));
         }
         // With one entry for both, a page fault's frame would be taken for an undefined instruction's.
-        let is_undefined = self.entries.undefined == Some(rip) && self.entries.page_fault != Some(rip);
-        if is_undefined && interrupt::deliver(vcpu, &cpu)? {
-            return Ok(Stopped::Interrupt);
-        }
-        self.pass_on(vcpu, memory, rip)
+        let is_undefined = self.entries.undefined == rip && self.entries.page_fault != rip;
+        let is_interrupt = is_undefined && interrupt::deliver(vcpu, cpu)?;
+        Ok(is_interrupt.then_some(Stopped::Interrupt))
     }
 
     fn pass_on(&mut self, vcpu: &dyn Vcpu, memory: &GuestMemory, rip: u64) -> hv::Result<Stopped> {
