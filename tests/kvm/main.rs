@@ -6,6 +6,7 @@
 
 mod bz_images;
 mod completion;
+mod exchange;
 mod exits;
 mod fatal;
 mod halting;

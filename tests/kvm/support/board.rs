@@ -98,8 +98,8 @@ impl<'a> Plan<'a> {
         Self { device: Arc::clone(device) as _, ..self }
     }
 
-    /// Builds it.
-    pub fn build(self) -> Board {
+    /// Builds it without bus and threads.
+    pub fn bare(&self) -> Bare {
         let kvm = kvm();
         let vm = kvm.create_vm().expect("a machine can be created");
         if self.completed && !kvm.is_in_hardware() {
@@ -108,7 +108,7 @@ impl<'a> Plan<'a> {
         let layout = Layout::new(self.memory, cpuid::host_address_bits()).expect("the size is fine");
         let memory = Arc::new(GuestMemory::map(layout, Options::default()).expect("memory can be mapped"));
         for (slot, (region, host)) in (0..).zip(memory.host_regions()) {
-            // SAFETY: the board's machine is dropped before its memory.
+            // SAFETY: the machine is dropped before its memory, by `Bare` as by `Board`.
             unsafe { vm.map_memory(slot, region.start, host, region.size) }.expect("KVM takes the memory");
         }
         vm.create_interrupt_controller().expect("interrupt controllers can be created");
@@ -133,7 +133,12 @@ impl<'a> Plan<'a> {
         let (general, special) = long_mode(&vcpus[0].special_registers().unwrap(), self.ring);
         vcpus[0].set_special_registers(&special).expect("the state is one that a processor can be in");
         vcpus[0].set_registers(&general).unwrap();
+        Bare { vcpus, gaps, vm, memory }
+    }
 
+    /// Builds it.
+    pub fn build(self) -> Board {
+        let Bare { vcpus, gaps, vm, memory } = self.bare();
         let mut bus = BusBuilder::new();
         let port = Claim { name: "test", base: PORT, len: 8, widths: Widths::ANY };
         bus.claim_ports(port, Arc::clone(&self.device)).unwrap();
@@ -155,6 +160,16 @@ impl<'a> Plan<'a> {
             .collect();
         Board { vcpus, endings, bus, vm, memory }
     }
+}
+
+/// Processors that the test enters itself, through the seam.
+pub struct Bare {
+    pub vcpus: Vec<KvmVcpu>,
+    gaps: Gaps,
+    /// Kept for the processors, which are dropped first.
+    vm: KvmVm,
+    /// Freed after `vm`.
+    pub memory: Arc<GuestMemory>,
 }
 
 /// Tells a device's memory-mapped side from its ports by the offset.

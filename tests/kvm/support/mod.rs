@@ -17,7 +17,7 @@ use lodger::hv::kvm::{Kvm, KvmVm};
 use lodger::vm::{Config, Kernel, Machine, MemorySpec};
 use lodger::x86::cpuid::{VcpuIdentity, guest_cpuid};
 
-pub use board::{Board, ENDS_WITHIN, Plan, put, read_u64, through_bytes};
+pub use board::{Bare, Board, ENDS_WITHIN, Plan, put, read_u64, through_bytes};
 pub(crate) use code::machine_code;
 pub use devices::{Access, Consecutive, Ledger, Recorder};
 pub use state::{CODE, DATA, HANDLER, IDT, PORT, SECOND_CODE, TABLES, gate, long_mode, write_tables};
