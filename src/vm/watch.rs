@@ -62,7 +62,43 @@ impl Look {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::bus::BusBuilder;
+    use crate::hv::fake::{FakeHypervisor, Step};
+    use crate::hv::{Hypervisor, Vm};
+    use crate::memory::{GuestMemory, Layout, Options};
+    use crate::vcpu::{Interval, Profiler, Surroundings};
+    use crate::x86::complete::Gaps;
+
+    /// One processor that sleeps with interrupts off.
+    fn halted() -> [VcpuThread<impl Vcpu>; 1] {
+        let memory = GuestMemory::map(Layout::new(1 << 20, 48).unwrap(), Options::default()).unwrap();
+        let surroundings = Surroundings {
+            bus: Arc::new(BusBuilder::new().build()),
+            memory: Arc::new(memory),
+            gaps: Gaps::default(),
+            kernel: None,
+        };
+        let hypervisor = FakeHypervisor::new([Step::Sleep { rflags: 0x46 }]);
+        let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
+        [VcpuThread::spawn(0, vcpu, surroundings, drop).unwrap()]
+    }
+
+    #[test]
+    fn a_guest_of_which_samples_are_taken_is_asked_however_busy_it_looks() {
+        let vcpus = halted();
+        vcpus[0].resume();
+        while !all_halted_for_good(&vcpus) {}
+        // Nothing is idle at a first look, which has none to compare with.
+        let is_asked = || (0..20).any(|_| Watch::default().look(&vcpus));
+        assert!(!is_asked());
+        let profiler = Profiler::start(&vcpus, Interval::default()).unwrap();
+        assert!(is_asked());
+        profiler.finish();
+        assert!(!is_asked());
+    }
 
     #[test]
     fn only_guests_of_which_no_processor_did_much_are_idle() {

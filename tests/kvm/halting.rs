@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use lodger::hv::ExitKind;
 use lodger::hv::kvm::KvmVm;
+use lodger::vcpu::Interval;
 use lodger::vm::{LOOK_INTERVAL, Machine, Outcome};
 
 use crate::support::{ENDS_WITHIN, machine, machine_code, machine_with, within};
@@ -67,6 +68,18 @@ fn watch(machine: &Machine<KvmVm>, time: Duration) {
 #[test]
 fn a_guest_that_halts_with_interrupts_off_has_halted_for_good() {
     assert_halts(machine_code!("cli", "2: hlt", "jmp 2b"), 1);
+}
+
+#[test]
+fn a_guest_of_which_samples_are_taken_has_halted_for_good_as_well() {
+    let (machine, _) = machine(machine_code!("cli", "2: hlt", "jmp 2b"));
+    within(ENDS_WITHIN, move || {
+        let often = Interval::new(Duration::from_micros(50)).expect("it is long enough");
+        let profiler = machine.profile(often).expect("a thread can be started");
+        let outcome = machine.run();
+        assert!(matches!(outcome, Outcome::Halted), "{outcome}");
+        assert!(!profiler.finish().samples.is_empty());
+    });
 }
 
 #[test]
