@@ -6,7 +6,7 @@ use crate::bus::{BusBuilder, Claim, Device, Widths};
 use crate::hv::fake::{FakeHypervisor, Step};
 use crate::hv::{ExitKind, Hypervisor, InternalError, Vm};
 use crate::memory::{Layout, Options};
-use crate::x86::segments;
+use crate::x86::{mode, segments};
 
 /// A device that answers with what was written last, and ends the machine when it is written 0xee.
 #[derive(Default)]
@@ -276,4 +276,82 @@ fn completing_without_end_does_not_keep_a_vcpu_from_pausing_and_stopping() {
     thread.resume();
     thread.request_stop();
     assert!(matches!(endings.recv_timeout(Duration::from_secs(10)), Ok(Ending::Stopped)));
+}
+
+/// Where kernels that run in software lie.
+const KERNEL: u64 = 0x1_0000;
+/// Their handler's place.
+const HANDLER: u64 = KERNEL + 0x100;
+
+/// Runs `code` in software to its end with status 7, on a processor that follows `script` where it is entered. At
+/// [`HANDLER`] is code that ends the machine.
+fn run_in_software(code: &[u8], script: &[Step]) -> (FakeHypervisor, hv::Registers) {
+    // mov al, 0xee; out 0x10, al
+    const END: [u8; 4] = [0xb0, 0xee, 0xe6, 0x10];
+    const TABLES: [u64; 4] = [0x2000, 0x3000, 0x4000, 0x5000];
+    const PRESENT_AND_WRITABLE: u64 = 3;
+    let hypervisor = FakeHypervisor::new(script);
+    let vcpu = hypervisor.create_vm().unwrap().create_vcpu(0).unwrap();
+    vcpu.set_registers(&hv::Registers { rip: KERNEL, rflags: 2, ..Default::default() }).unwrap();
+    let special = hv::SpecialRegisters {
+        cs: segments::code64(),
+        cr0: mode::CR0_PE | mode::CR0_PG,
+        cr3: TABLES[0],
+        cr4: mode::CR4_PAE,
+        efer: mode::EFER_LME | mode::EFER_LMA,
+        ..Default::default()
+    };
+    vcpu.set_special_registers(&special).unwrap();
+    let surroundings = Surroundings { gaps: Gaps::ALL, kernel: Some(Arc::default()), ..surroundings() };
+    let put = |at: u64, bytes: &[u8]| {
+        let memory = surroundings.memory.mapped();
+        vm_memory::Bytes::write_slice(memory, bytes, vm_memory::GuestAddress(at)).unwrap();
+    };
+    for pair in TABLES.windows(2) {
+        put(pair[0], &(pair[1] | PRESENT_AND_WRITABLE).to_le_bytes());
+    }
+    put(TABLES[3] + (KERNEL >> 12) * 8, &(KERNEL | PRESENT_AND_WRITABLE).to_le_bytes());
+    put(KERNEL, code);
+    put(HANDLER, &END);
+    let (sender, endings) = channel();
+    let on_end = move |ending| drop(sender.send(ending));
+    let thread = VcpuThread::spawn(0, vcpu, surroundings, on_end).unwrap();
+    thread.resume();
+    let ending = endings.recv_timeout(Duration::from_secs(10)).expect("it comes to an end");
+    assert!(matches!(ending, Ending::Guest(Action::Exit(7))), "{ending:?}");
+    let registers = thread.while_at_rest(|vcpu| vcpu.registers().unwrap());
+    (hypervisor, registers)
+}
+
+#[test]
+fn what_the_hypervisor_has_accepted_comes_before_anything_is_executed_in_software() {
+    // cpuid, which is the hypervisor's; inc rbx; cpuid
+    let code = [0x0f, 0xa2, 0x48, 0xff, 0xc3, 0x0f, 0xa2];
+    for interruptions in 1..4 {
+        let mut script = vec![Step::Accept { at: KERNEL + 2 }; interruptions];
+        script.push(Step::Deliver { handler: HANDLER });
+        let (_, registers) = run_in_software(&code, &script);
+        assert_eq!(registers.rbx, 0, "interrupted {interruptions} times");
+    }
+}
+
+#[test]
+fn an_exception_that_was_completed_comes_before_anything_is_executed_in_software() {
+    // int3; inc rbx; cpuid
+    let code = [0xcc, 0x48, 0xff, 0xc3, 0x0f, 0xa2];
+    let script = [gives_up(1), Step::Interrupted, Step::Interrupted, Step::Deliver { handler: HANDLER }];
+    let (hypervisor, registers) = run_in_software(&code, &script);
+    assert_eq!((hypervisor.log().exceptions.len(), registers.rbx), (1, 0));
+}
+
+#[test]
+fn a_processor_in_software_is_put_to_sleep_instead_of_stepping_over_hlt() {
+    // inc rbx; hlt; inc rcx
+    let code = [0x48, 0xff, 0xc3, 0xf4, 0x48, 0xff, 0xc1];
+    let (hypervisor, registers) = run_in_software(&code, &[Step::Deliver { handler: HANDLER }]);
+    assert_eq!((hypervisor.log().halts, registers.rbx, registers.rcx), (1, 1, 0));
+    // It wakes up behind it. Here follows what the handler consists of; nothing is to be stepped over.
+    let code = [0x48, 0xff, 0xc3, 0xf4, 0xb0, 0xee, 0xe6, 0x10];
+    let (hypervisor, registers) = run_in_software(&code, &[Step::Breakpoint, Step::Shutdown]);
+    assert_eq!((hypervisor.log().halts, registers.rbx), (1, 1));
 }

@@ -63,6 +63,18 @@ pub enum Step {
     },
     /// Waits for another processor to start it, which never happens.
     AwaitStart,
+    /// Is interrupted before it does anything.
+    Interrupted,
+    /// Is interrupted when it has accepted an exception or an interrupt, and has not delivered it yet.
+    Accept {
+        /// Where it was to go on.
+        at: u64,
+    },
+    /// Delivers an exception or an interrupt, which is one step.
+    Deliver {
+        /// Where its handler is.
+        handler: u64,
+    },
     /// `hlt` in a machine without interrupt controller.
     Halt,
     /// A triple fault.
@@ -110,6 +122,8 @@ pub struct FakeLog {
     pub exceptions: Vec<Exception>,
     /// Model-specific registers that were set.
     pub msrs: Vec<Msr>,
+    /// How often processors were put to sleep.
+    pub halts: usize,
 }
 
 impl FakeHypervisor {
@@ -188,6 +202,7 @@ impl Vm for FakeVm {
             buffer: Vec::new(),
             reading: false,
             activity: Activity::Running,
+            delivering: false,
             state: Mutex::default(),
         })
     }
@@ -230,6 +245,7 @@ pub struct FakeVcpu {
     buffer: Vec<u8>,
     reading: bool,
     activity: Activity,
+    delivering: bool,
     state: Mutex<SavedVcpu>,
 }
 
@@ -304,6 +320,17 @@ impl Vcpu for FakeVcpu {
                 self.rest(Activity::Halted, step)
             }
             Step::AwaitStart => self.rest(Activity::NotStarted, step),
+            Step::Interrupted => Ok(Exit::Interrupted),
+            Step::Accept { at } => {
+                self.delivering = true;
+                lock(&self.state).registers.rip = at;
+                Ok(Exit::Interrupted)
+            }
+            Step::Deliver { handler } => {
+                self.delivering = false;
+                lock(&self.state).registers.rip = handler;
+                Ok(Exit::Breakpoint)
+            }
             Step::Halt => Ok(Exit::Halt),
             Step::Shutdown => Ok(Exit::Shutdown),
             Step::InternalError(error) => Ok(Exit::InternalError(error)),
@@ -424,12 +451,13 @@ impl Vcpu for FakeVcpu {
 
     fn halt(&mut self) -> Result<()> {
         self.activity = Activity::Halted;
+        lock(&self.log).halts += 1;
         Ok(())
     }
 
-    /// Exceptions are logged, and delivered by nobody.
+    /// As the script has it; exceptions that are raised are logged, and delivered by nobody.
     fn is_delivering(&self) -> Result<bool> {
-        Ok(false)
+        Ok(self.delivering)
     }
 
     fn last_interrupt(&self) -> Result<Option<u8>> {
