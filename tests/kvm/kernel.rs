@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use lodger::devices::Collected;
 use lodger::hv::kvm::KvmVm;
+use lodger::vcpu::{Interval, Profiler};
 use lodger::vm::{Completion, Machine};
 
-use crate::support::{ENDS_WITHIN, Random, eventually, machine_code, machine_with, within};
+use crate::support::{ENDS_WITHIN, HANDLER, Plan, Random, eventually, machine_code, machine_with, within};
 
 /// Where an ELF guest is loaded.
 const ADDRESS: u64 = 0x10_0000;
@@ -180,4 +181,86 @@ fn a_kernel_that_never_leaves_its_loop_is_paused_and_stopped() {
 fn a_kernel_that_faults_without_handlers_ends_in_a_report() {
     let (machine, _) = kernel(machine_code!("mov rax, [0x7fffffffffff]", "hlt"), Completion::Auto);
     assert_eq!(within(ENDS_WITHIN, move || machine.run().status()), 101);
+}
+
+/// Runs `code` in ring 0, with its interrupt handler, to its end with status 0, which it reaches after so many
+/// interrupts.
+fn assert_interrupted(code: &[u8], vector: u8, times: u64) {
+    let board = Plan::new(code).ring(0).handler(vector, HANDLER).in_software().build();
+    board.run();
+    assert_eq!(board.data(0), times);
+}
+
+/// The same, while samples are taken of it as often as possible.
+fn assert_interrupted_while_sampled(code: &[u8], vector: u8, times: u64) {
+    let board = Plan::new(code).ring(0).handler(vector, HANDLER).in_software().build();
+    let often = Interval::new(Duration::from_micros(50)).expect("it is long enough");
+    let profiler = Profiler::start(&board.vcpus, often).expect("a thread can be started");
+    board.run();
+    drop(profiler);
+    assert_eq!(board.data(0), times);
+}
+
+/// Sleeps 1000 times until a timer fires, which takes another while each time. An interrupt that is lost, or a sleep
+/// without a timer, never ends; and who wakes up before the interrupt is handled ends with status 1.
+fn sleeper() -> &'static [u8] {
+    machine_code!(
+        "mov ebx, 0xfee00000",
+        "mov dword ptr [rbx + 0xf0], 0x1ff",
+        "mov dword ptr [rbx + 0x3e0], 0xb",
+        "mov dword ptr [rbx + 0x320], 0x40",
+        "xor ecx, ecx",
+        "2: imul eax, ecx, 7919",
+        "and eax, 0x7fff",
+        "inc eax",
+        "mov dword ptr [rbx + 0x380], eax",
+        "sti",
+        "hlt",
+        "cli",
+        "inc ecx",
+        // Awake, so it has fired: once.
+        "cmp [0x180000], rcx",
+        "jne 3f",
+        "cmp ecx, 1000",
+        "jb 2b",
+        "mov al, 0",
+        "out 0xf4, al",
+        "3: mov al, 1",
+        "out 0xf4, al",
+        ".balign 256",
+        "inc qword ptr [0x180000]",
+        "mov dword ptr [rbx + 0xb0], 0",
+        "iretq",
+    )
+}
+
+#[test]
+fn a_kernel_sleeps_until_its_timer_fires_and_not_longer() {
+    assert_interrupted(sleeper(), 0x40, 1000);
+}
+
+/// Executes `int3` 3000 times; ends with status 1 if it went on before one was handled.
+fn breaker() -> &'static [u8] {
+    machine_code!(
+        "xor ecx, ecx",
+        "2: int3",
+        "inc ecx",
+        "cmp [0x180000], rcx",
+        "jne 3f",
+        "cmp ecx, 3000",
+        "jb 2b",
+        "mov al, 0",
+        "out 0xf4, al",
+        "3: mov al, 1",
+        "out 0xf4, al",
+        ".balign 256",
+        "inc qword ptr [0x180000]",
+        "iretq",
+    )
+}
+
+#[test]
+fn every_breakpoint_exception_comes_before_the_next_instruction() {
+    assert_interrupted(breaker(), 3, 3000);
+    assert_interrupted_while_sampled(breaker(), 3, 3000);
 }

@@ -16,7 +16,7 @@ use lodger::x86::cpuid::{self, VcpuIdentity};
 use lodger::x86::topology::Topology;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::state::{CODE, DATA, MMIO, PORT, SECOND_CODE, long_mode, write_tables};
+use super::state::{CODE, DATA, MMIO, PORT, SECOND_CODE, close_to_ring_3, long_mode, write_tables};
 use super::{Recorder, kvm};
 
 /// No guest here needs more than some milliseconds; a loaded host may.
@@ -44,6 +44,7 @@ pub struct Plan<'a> {
     handlers: Vec<(u8, u64)>,
     device: Arc<dyn Device>,
     completed: bool,
+    in_software: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -59,6 +60,7 @@ impl<'a> Plan<'a> {
             handlers: Vec::new(),
             device: Arc::new(Recorder::default()),
             completed: false,
+            in_software: false,
         }
     }
 
@@ -75,6 +77,12 @@ impl<'a> Plan<'a> {
     /// Does in KVM's place what this host's lacks.
     pub fn completed(self) -> Self {
         Self { completed: true, ..self }
+    }
+
+    /// Runs ring 0 in the software processor, on hosts whose KVM interprets it. All of memory is ring 0's: the
+    /// software processor executes no code that ring 3 could reach.
+    pub fn in_software(self) -> Self {
+        Self { in_software: true, ..self.completed() }
     }
 
     /// So many bytes of memory.
@@ -113,6 +121,9 @@ impl<'a> Plan<'a> {
         }
         vm.create_interrupt_controller().expect("interrupt controllers can be created");
         write_tables(&memory, &self.handlers);
+        if self.in_software {
+            close_to_ring_3(&memory);
+        }
         put(&memory, CODE, self.code);
         put(&memory, SECOND_CODE, self.second_code);
         put(&memory, DATA, self.data);
@@ -146,8 +157,8 @@ impl<'a> Plan<'a> {
         bus.claim_memory(address, Arc::new(Shifted(self.device))).unwrap();
         bus.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit)).unwrap();
         let bus = Arc::new(bus.build());
-        let surroundings =
-            Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&memory), gaps, kernel: None };
+        let kernel = (self.in_software && gaps.any()).then(Arc::default);
+        let surroundings = Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&memory), gaps, kernel };
         let (sender, endings) = channel();
         let vcpus = (0..)
             .zip(vcpus)

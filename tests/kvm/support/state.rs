@@ -74,6 +74,12 @@ pub fn write_tables(memory: &GuestMemory, handlers: &[(u8, u64)]) {
     }
 }
 
+/// Takes all of memory away from ring 3, in tables that [`write_tables`] has written.
+pub fn close_to_ring_3(memory: &GuestMemory) {
+    const RING_0_ONLY: u64 = 3;
+    put(memory, TABLES, &((TABLES + 0x1000) | RING_0_ONLY).to_le_bytes());
+}
+
 /// An interrupt gate to `handler`.
 pub fn gate(handler: u64, selector: u16) -> [u8; 16] {
     let low = handler & 0xffff | u64::from(selector) << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
