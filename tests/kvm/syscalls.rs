@@ -421,12 +421,17 @@ fn handlers_that_are_set_up_after_the_entry_for_system_calls_are_found() {
 fn asking_what_kvm_lacks_leaves_a_processor_as_if_it_had_never_run() {
     // A clock goes on.
     const TIME_STAMP: u32 = 0x10;
+    // Which registers do not have their initial values, as XSAVE notes it. A processor need not notice that some
+    // have them; here it depends on whether the host has changed to another thread meanwhile.
+    const XSAVE_USED: usize = 512;
+    const X87_AND_SSE: u8 = 3;
     let state = |asked: bool| {
         let plan = Plan::new(machine_code!("nop"));
         let board = if asked { plan.completed() } else { plan }.build();
         let (mut vcpus, _) = board.save();
         let mut saved = vcpus.swap_remove(0);
         saved.msrs.retain(|msr| msr.index != TIME_STAMP);
+        saved.xsave[XSAVE_USED] |= X87_AND_SSE;
         let mut memory = vec![0; 0x8000];
         vm_memory::Bytes::read_slice(board.memory.mapped(), &mut memory, vm_memory::GuestAddress(0)).unwrap();
         (saved, memory)
