@@ -355,3 +355,13 @@ fn a_processor_in_software_is_put_to_sleep_instead_of_stepping_over_hlt() {
     let (hypervisor, registers) = run_in_software(&code, &[Step::Breakpoint, Step::Shutdown]);
     assert_eq!((hypervisor.log().halts, registers.rbx), (1, 1));
 }
+
+/// KVM may have woken the processor up when it notices the request, and accept the interrupt at the next entry only.
+#[test]
+fn the_interrupt_that_ends_a_sleep_comes_before_anything_is_executed_in_software() {
+    // hlt; inc rbx; cpuid
+    let code = [0xf4, 0x48, 0xff, 0xc3, 0x0f, 0xa2];
+    let script = [Step::Interrupted, Step::Interrupted, Step::Deliver { handler: HANDLER }];
+    let (_, registers) = run_in_software(&code, &script);
+    assert_eq!(registers.rbx, 0);
+}

@@ -237,6 +237,7 @@ fn sleeper() -> &'static [u8] {
 #[test]
 fn a_kernel_sleeps_until_its_timer_fires_and_not_longer() {
     assert_interrupted(sleeper(), 0x40, 1000);
+    assert_interrupted_while_sampled(sleeper(), 0x40, 1000);
 }
 
 /// Executes `int3` 3000 times; ends with status 1 if it went on before one was handled.
