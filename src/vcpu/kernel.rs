@@ -82,7 +82,8 @@ pub(super) struct Kernel {
     strange: u32,
     /// The last batch ended at an instruction that is not the software processor's.
     at_instruction: bool,
-    /// An exit within the last step was answered, and the step has not ended yet.
+    /// The hypervisor has begun something that it has to end before instructions are executed here: an exit within the
+    /// last step was answered, or the processor was put to sleep.
     is_open: bool,
     /// How many times in a row vector instructions were executed without KVM.
     without_kvm: u32,
@@ -248,6 +249,7 @@ impl Kernel {
                 Leave::Halt => {
                     general.rip = general.rip.wrapping_add(1);
                     vcpu.halt()?;
+                    self.is_open = true;
                 }
                 Leave::ToUser => next = Next::Program,
                 Leave::Mode if in_user_space(&special) => next = Next::Program,

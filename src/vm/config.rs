@@ -57,10 +57,10 @@ impl Default for Config {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Completion {
     /// Where something is missing. It is looked for before the guest starts; on ordinary hosts nothing is. The
-    /// kernel that boots is run by the software processor until it has user space.
+    /// guest's kernel is run by the software processor.
     #[default]
     Auto,
-    /// The same, but all else is left to KVM, the kernel's boot included: slow, and good to compare with.
+    /// The same, but all else is left to KVM, the kernel included: slow, and good to compare with.
     Missing,
     /// Nowhere: the guest has what KVM has.
     Off,

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use super::alu::Size;
 use super::state::State;
 use crate::memory::{GuestMemory, PAGE_SIZE};
-use crate::x86::mode::{CR4_LA57, CR4_SMAP, EFER_NXE};
+use crate::x86::mode::{CR4_LA57, CR4_SMAP, CR4_SMEP, EFER_NXE};
 
 const ENTRIES: usize = 1024;
 
@@ -349,7 +349,10 @@ fn may_use_user_page(state: &State, access: Access) -> bool {
     let barred = state.cr4 & CR4_SMAP != 0 && !state.may_touch_user_pages();
     // A user page's key holds for the kernel, too.
     let locked = state.cr4 & CR4_PKE != 0;
-    access != Access::Execute && !barred && !locked
+    match access {
+        Access::Execute => state.cr4 & CR4_SMEP == 0,
+        Access::Read | Access::Write => !barred && !locked,
+    }
 }
 
 /// Whether the processor raises a fault because of bits that must be zero. Addresses beyond the guest's memory are
