@@ -9,6 +9,8 @@ use crate::x86::mode::{CR0_PE, CR0_PG, CR4_PAE, CR4_SMAP, EFER_LMA};
 
 #[path = "branches_test.rs"]
 mod branches;
+#[path = "entries_test.rs"]
+mod entries;
 #[path = "rights_test.rs"]
 mod rights;
 #[path = "threads_test.rs"]
