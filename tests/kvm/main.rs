@@ -16,6 +16,7 @@ mod machines;
 mod memory;
 mod processors;
 mod profile;
+mod programs;
 mod restore;
 mod stopping;
 mod support;

@@ -2,53 +2,16 @@
 //!
 //! An ordinary KVM needs no help with any of it; the tests are the same there.
 
+use std::time::Duration;
+
 use lodger::hv::{ExitKind, Registers, Vcpu};
+use lodger::vcpu::{Interval, Profiler};
 
-use crate::support::{Board, IDT, Plan, Random, TABLES, eventually, gate, machine_code, put, read_u64};
-
-/// The second 2 MiB, which ring 3 may not touch: the handlers lie there, with this distance.
-const KERNEL: u64 = 0x20_0000;
-const DISTANCE: u64 = 0x400;
-/// The descriptor table, and what is added to it: 32-bit code for ring 3 with the selector 0x3b.
-const GDT: u64 = 0xc000;
-const CODE32: u64 = 0x00cf_fb00_0000_ffff;
-const PAGE_FAULT: u8 = 14;
-
-/// Sets up `syscall` to arrive where RDI says, and goes to ring 3, 0x100 bytes behind its start, with interrupts on:
-/// with the code segment in R8 and the stack in RSI.
-macro_rules! with_start {
-    ($($line:expr),+ $(,)?) => {
-        machine_code!(
-            "mov ecx, 0xc0000081",
-            "xor eax, eax",
-            "mov edx, 0x00130008",
-            "wrmsr",
-            "mov ecx, 0xc0000082",
-            "mov eax, edi",
-            "xor edx, edx",
-            "wrmsr",
-            "mov ecx, 0xc0000084",
-            "mov eax, 0x47700",
-            "wrmsr",
-            "mov ecx, 0xc0000080",
-            "rdmsr",
-            "or eax, 1",
-            "wrmsr",
-            "push 0x1b",
-            "push rsi",
-            "push 0x202",
-            "push r8",
-            "push 0x100100",
-            "iretq",
-            ".balign 256",
-            $($line,)+
-            "out 0xf4, al",
-        )
-    };
-}
-
-/// A handler, and whether ring 3 may call it by `int`.
-struct Handler(u8, bool, &'static [u8]);
+use crate::support::programs::{
+    Handler, KERNEL, PAGE_FAULT, all_handlers, call_handler, caller, counts, interrupt_handler,
+    page_fault_handler, prepare, rounds, start_second, with_start,
+};
+use crate::support::{Board, Plan, Random, eventually, machine_code, put, read_u64};
 
 /// A board with `call` at LSTAR. Every other exception ends it with its vector as the status.
 fn board(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> Board {
@@ -59,117 +22,6 @@ fn board(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> Boar
 
 fn plan(code: &'static [u8]) -> Plan<'static> {
     Plan::new(code).ring(0).memory(4 << 20).completed()
-}
-
-fn prepare(board: &Board, call: &[u8], handlers: &[Handler]) {
-    const CLOSED: u64 = 0x83;
-    const KERNEL_CODE: u16 = 0x08;
-    put(&board.memory, TABLES + 0x2008, &(KERNEL | CLOSED).to_le_bytes());
-    put(&board.memory, KERNEL, call);
-    for vector in 0..32_u8 {
-        // mov al, vector; out 0xf4, al
-        let address = KERNEL + 0x10_0000 + u64::from(vector) * 16;
-        put(&board.memory, address, &[0xb0, vector, 0xe6, 0xf4]);
-        put(&board.memory, IDT + u64::from(vector) * 16, &gate(address, KERNEL_CODE));
-    }
-    for (Handler(vector, open, code), number) in handlers.iter().zip(1..) {
-        let address = KERNEL + number * DISTANCE;
-        put(&board.memory, address, code);
-        let mut gate = gate(address, KERNEL_CODE);
-        gate[5] |= if *open { 0x60 } else { 0 };
-        put(&board.memory, IDT + u64::from(*vector) * 16, &gate);
-    }
-    put(&board.memory, GDT + 7 * 8, &CODE32.to_le_bytes());
-    board.vcpu().while_at_rest(|vcpu| {
-        let mut special = vcpu.special_registers().unwrap();
-        special.gdt.limit = 8 * 8 - 1;
-        vcpu.set_special_registers(&special).unwrap();
-        let general = vcpu.registers().unwrap();
-        vcpu.set_registers(&Registers { rdi: KERNEL, rsi: 0x2_0000, r8: 0x23, ..general }).unwrap();
-    });
-}
-
-/// Counts, checks that it is ring 0 on the caller's stack with the flags that `syscall` leaves, doubles EAX.
-fn call_handler() -> &'static [u8] {
-    machine_code!(
-        "pushfq",
-        "pop r15",
-        "mov r14d, cs",
-        "mov r13d, ss",
-        "lock inc qword ptr [0x180000]",
-        "cmp r14d, 8",
-        "jne 3f",
-        "cmp r13d, 16",
-        "jne 3f",
-        "test r15d, 0x47700",
-        "jnz 3f",
-        "test r11d, 0x200",
-        "jz 3f",
-        "cmp rsp, rsi",
-        "jne 3f",
-        "lea eax, [rax + rax + 1]",
-        "sysretq",
-        "3: mov eax, 0x77",
-        "out 0xf4, al",
-    )
-}
-
-/// Counts, and goes on behind the faulting instruction of eight bytes.
-fn page_fault_handler() -> &'static [u8] {
-    machine_code!(
-        "nop dword ptr [rax]",
-        "lock inc qword ptr [0x180008]",
-        "add qword ptr [rsp + 8], 8",
-        "add rsp, 8",
-        "iretq"
-    )
-}
-
-fn interrupt_handler() -> &'static [u8] {
-    machine_code!("lock inc qword ptr [0x180010]", "lea eax, [rax + rax + 2]", "iretq")
-}
-
-/// Rounds of a system call, an access that faults, and an interrupt; RBX counts down from R9, or for ever.
-fn caller() -> &'static [u8] {
-    with_start!(
-        "2: mov eax, ebx",
-        "syscall",
-        "lea edx, [rbx + rbx + 1]",
-        "cmp eax, edx",
-        "jne 9f",
-        "mov rdx, [0x200000]",
-        "mov eax, ebx",
-        "int 0x80",
-        "lea edx, [rbx + rbx + 2]",
-        "cmp eax, edx",
-        "jne 8f",
-        "inc ebx",
-        "cmp ebx, r9d",
-        "jne 2b",
-        "xor eax, eax",
-        "jmp 7f",
-        "9: mov al, 0x79",
-        "jmp 7f",
-        "8: mov al, 0x78",
-        "7:",
-    )
-}
-
-fn rounds(board: &Board, count: u64) {
-    board.vcpus.iter().for_each(|thread| {
-        thread.while_at_rest(|vcpu| {
-            let general = vcpu.registers().unwrap();
-            vcpu.set_registers(&Registers { r9: count, ..general }).unwrap();
-        });
-    });
-}
-
-fn all_handlers() -> [Handler; 2] {
-    [Handler(PAGE_FAULT, false, page_fault_handler()), Handler(0x80, true, interrupt_handler())]
-}
-
-fn counts(board: &Board) -> [u64; 3] {
-    [0, 8, 16].map(|offset| board.data(offset))
 }
 
 #[test]
@@ -184,6 +36,34 @@ fn calls_faults_and_interrupts_from_ring_3_all_arrive_where_they_should() {
     // All of them, or none where KVM needs no help.
     assert!(stops == 0 || told == [1000; 3], "{:?}", counters.completions());
     assert_eq!(told.iter().sum::<u64>(), stops);
+}
+
+fn board_in_software(count: u64) -> Board {
+    let board = plan(caller()).with_kernel_in_software().build();
+    prepare(&board, call_handler(), &all_handlers());
+    rounds(&board, count);
+    board
+}
+
+#[test]
+fn calls_faults_and_interrupts_arrive_in_a_kernel_that_runs_in_software() {
+    let board = board_in_software(1000);
+    board.run();
+    assert_eq!(counts(&board), [1000; 3]);
+    let counters = board.vcpu().counters();
+    let told: Vec<_> = counters.completions().into_iter().map(|(_, count)| count).collect();
+    assert!(told.is_empty() || told == [1000; 3], "{:?}", counters.completions());
+    assert!(told.is_empty() || counters.kernel_instructions() > 15_000, "{}", counters.kernel_instructions());
+}
+
+#[test]
+fn sampling_loses_and_repeats_no_call() {
+    let often = Interval::new(Duration::from_micros(50)).expect("it is long enough");
+    let board = board_in_software(1000);
+    let profiler = Profiler::start(&board.vcpus, often).expect("a thread can be started");
+    board.run();
+    drop(profiler);
+    assert_eq!(counts(&board), [1000; 3]);
 }
 
 #[test]
@@ -216,17 +96,24 @@ fn a_page_fault_handler_may_begin_with_any_instruction() {
     ];
     for (number, start) in starts.into_iter().enumerate() {
         let handlers = [Handler(PAGE_FAULT, false, behind(start)), Handler(0x80, true, interrupt_handler())];
-        let board = board(caller(), call_handler(), &handlers);
-        rounds(&board, 20);
-        println!("start {number}");
-        board.run();
-        assert_eq!(counts(&board), [20; 3], "start {number}");
+        for plan in [plan(caller()), plan(caller()).with_kernel_in_software()] {
+            let board = plan.build();
+            prepare(&board, call_handler(), &handlers);
+            rounds(&board, 20);
+            println!("start {number}");
+            board.run();
+            assert_eq!(counts(&board), [20; 3], "start {number}");
+        }
     }
 }
 
 #[test]
 fn programs_are_carried_over_to_fresh_machines_between_their_calls() {
-    let mut board = board(caller(), call_handler(), &all_handlers());
+    carry_over(board(caller(), call_handler(), &all_handlers()), || plan(caller()));
+    carry_over(board_in_software(u64::MAX), || plan(caller()).with_kernel_in_software());
+}
+
+fn carry_over(mut board: Board, plan: impl Fn() -> Plan<'static>) {
     rounds(&board, u64::MAX);
     let mut random = Random::new(7);
     for _ in 0..12 {
@@ -238,55 +125,65 @@ fn programs_are_carried_over_to_fresh_machines_between_their_calls() {
         assert!(board.is_alive());
         let [calls, faults, interrupts] = counts(&board);
         assert!(calls - interrupts <= 1 && calls - faults <= 1, "{:?}", counts(&board));
-        board = board.move_to(plan(caller()));
+        board = board.move_to(plan());
     }
 }
 
 #[test]
 fn pausing_loses_and_repeats_no_call() {
-    let board = board(caller(), call_handler(), &all_handlers());
-    rounds(&board, 600);
-    let mut random = Random::new(11);
-    for _ in 0..150 {
+    for board in [board(caller(), call_handler(), &all_handlers()), board_in_software(600)] {
+        rounds(&board, 600);
+        let mut random = Random::new(11);
+        for _ in 0..150 {
+            board.resume();
+            random.dawdle(300);
+            board.pause();
+        }
         board.resume();
-        random.dawdle(300);
-        board.pause();
+        board.finish();
+        assert_eq!(counts(&board), [600; 3]);
     }
+}
+
+/// Runs two processors with entries of their own until both have called often.
+fn call_on_two_processors(plan: Plan<'static>) -> Board {
+    const SECOND_ENTRY: u64 = KERNEL + 0x8000;
+    let board = plan.cpus(2, &[]).build();
+    prepare(&board, call_handler(), &all_handlers());
+    let count_apart = machine_code!("lock inc qword ptr [0x180018]", "lea eax, [rax + rax + 1]", "sysretq");
+    put(&board.memory, SECOND_ENTRY, count_apart);
+    start_second(&board, |second| second.rdi = SECOND_ENTRY);
+    rounds(&board, u64::MAX);
     board.resume();
-    board.finish();
-    assert_eq!(counts(&board), [600; 3]);
+    eventually("both call", || board.data(0) > 200 && board.data(0x18) > 200);
+    board
+}
+
+/// Expects that no call, fault or interrupt of two processors at rest was lost or came twice.
+fn assert_all_counted(board: &Board) {
+    assert!(board.is_alive());
+    let [calls, faults, interrupts] = counts(board);
+    let apart = read_u64(&board.memory, 0x18_0018);
+    assert!((calls + apart).abs_diff(faults) <= 2 && faults.abs_diff(interrupts) <= 2);
 }
 
 #[test]
 fn each_processor_has_its_own_entry_for_system_calls() {
-    const SECOND_ENTRY: u64 = KERNEL + 0x8000;
-    const SECOND_TASK: u64 = 0x1_a000;
-    const SECOND_STACK: u64 = 0x4_0000;
-    let board = plan(caller()).cpus(2, &[]).build();
-    prepare(&board, call_handler(), &all_handlers());
-    let count_apart = machine_code!("lock inc qword ptr [0x180018]", "lea eax, [rax + rax + 1]", "sysretq");
-    put(&board.memory, SECOND_ENTRY, count_apart);
-    // The second processor has a task state segment, and so stacks, of its own.
-    let mut task = vec![0; 0x200];
-    vm_memory::Bytes::read_slice(board.memory.mapped(), &mut task, vm_memory::GuestAddress(0xd000)).unwrap();
-    put(&board.memory, SECOND_TASK, &task);
-    put(&board.memory, SECOND_TASK + 4, &(SECOND_STACK - 0x4000).to_le_bytes());
-    let (saved, _) = board.save();
-    let mut second = saved[0].clone();
-    second.lapic.clone_from(&saved[1].lapic);
-    second.special.tr.base = SECOND_TASK;
-    second.registers.rsp = SECOND_STACK - 0x2000;
-    second.registers.rsi = SECOND_STACK;
-    second.registers.rdi = SECOND_ENTRY;
-    board.vcpus[1].while_at_rest(|vcpu| vcpu.restore(&second)).expect("it can be started this way");
-    rounds(&board, u64::MAX);
-    board.resume();
-    eventually("both call", || board.data(0) > 200 && board.data(0x18) > 200);
+    let board = call_on_two_processors(plan(caller()));
     board.pause();
-    assert!(board.is_alive());
-    let [calls, faults, interrupts] = counts(&board);
-    let apart = read_u64(&board.memory, 0x18_0018);
-    assert!((calls + apart).abs_diff(faults) <= 2 && faults.abs_diff(interrupts) <= 2);
+    assert_all_counted(&board);
+}
+
+#[test]
+fn each_processor_runs_its_kernel_in_software_and_loses_no_call() {
+    let board = call_on_two_processors(plan(caller()).with_kernel_in_software());
+    let mut random = Random::new(13);
+    for _ in 0..60 {
+        board.pause();
+        assert_all_counted(&board);
+        board.resume();
+        random.dawdle(300);
+    }
 }
 
 #[test]

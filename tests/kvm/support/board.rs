@@ -45,6 +45,7 @@ pub struct Plan<'a> {
     device: Arc<dyn Device>,
     completed: bool,
     in_software: bool,
+    open: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -61,6 +62,7 @@ impl<'a> Plan<'a> {
             device: Arc::new(Recorder::default()),
             completed: false,
             in_software: false,
+            open: true,
         }
     }
 
@@ -79,9 +81,14 @@ impl<'a> Plan<'a> {
         Self { completed: true, ..self }
     }
 
-    /// Runs ring 0 in the software processor, on hosts whose KVM interprets it. All of memory is ring 0's: the
-    /// software processor executes no code that ring 3 could reach.
+    /// Runs ring 0 in the software processor, on hosts whose KVM interprets it. All of memory is ring 0's: that of
+    /// ring 3 is not remembered by the software processor.
     pub fn in_software(self) -> Self {
+        Self { open: false, ..self.with_kernel_in_software() }
+    }
+
+    /// The same for guests with programs: memory is as open to ring 3 as elsewhere.
+    pub fn with_kernel_in_software(self) -> Self {
         Self { in_software: true, ..self.completed() }
     }
 
@@ -121,7 +128,7 @@ impl<'a> Plan<'a> {
         }
         vm.create_interrupt_controller().expect("interrupt controllers can be created");
         write_tables(&memory, &self.handlers);
-        if self.in_software {
+        if !self.open {
             close_to_ring_3(&memory);
         }
         put(&memory, CODE, self.code);

@@ -3,6 +3,7 @@
 mod board;
 mod code;
 mod devices;
+pub mod programs;
 mod state;
 
 use std::sync::Arc;

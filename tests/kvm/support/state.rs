@@ -31,7 +31,7 @@ pub const HANDLER: u64 = 0x100;
 
 pub const TABLES: u64 = 0x1000;
 const GDT: u64 = 0xc000;
-const TASK: u64 = 0xd000;
+pub const TASK: u64 = 0xd000;
 pub const IDT: u64 = 0xe000;
 const TASK_SIZE: u32 = 0x68;
 const PORT_BITMAP_SIZE: u32 = 2048 / 8;
