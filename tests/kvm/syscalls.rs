@@ -20,6 +20,15 @@ fn board(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> Boar
     board
 }
 
+/// The same twice: with a kernel that KVM runs, and with one that runs in software.
+fn boards(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> [Board; 2] {
+    [plan(code), plan(code).with_kernel_in_software()].map(|plan| {
+        let board = plan.build();
+        prepare(&board, call, handlers);
+        board
+    })
+}
+
 fn plan(code: &'static [u8]) -> Plan<'static> {
     Plan::new(code).ring(0).memory(4 << 20).completed()
 }
@@ -219,13 +228,14 @@ fn programs_of_32_bits_call_by_interrupts_too() {
         Handler(3, true, machine_code!("mov eax, 0x33", "iretq")),
         Handler(4, true, machine_code!("mov eax, 0x44", "iretq")),
     ];
-    let board = board(code, call_handler(), &handlers);
-    board.vcpu().while_at_rest(|vcpu| {
-        let general = vcpu.registers().unwrap();
-        vcpu.set_registers(&Registers { r8: 0x3b, ..general }).unwrap();
-    });
-    board.run();
-    assert_eq!(counts(&board)[2], 100);
+    for board in boards(code, call_handler(), &handlers) {
+        board.vcpu().while_at_rest(|vcpu| {
+            let general = vcpu.registers().unwrap();
+            vcpu.set_registers(&Registers { r8: 0x3b, ..general }).unwrap();
+        });
+        board.run();
+        assert_eq!(counts(&board)[2], 100);
+    }
 }
 
 #[test]
@@ -248,9 +258,10 @@ fn an_interrupt_that_ring_3_may_not_raise_is_a_protection_fault_at_its_instructi
     );
     for (code, error_code) in refused {
         let handlers = [Handler(13, false, protection), Handler(0x80, true, interrupt_handler())];
-        let board = board(code, call_handler(), &handlers);
-        board.run();
-        assert_eq!([0x30, 0x38, 0x40].map(|offset| board.data(offset)), [error_code, 0x10_0100, 0x23]);
+        for board in boards(code, call_handler(), &handlers) {
+            board.run();
+            assert_eq!([0x30, 0x38, 0x40].map(|offset| board.data(offset)), [error_code, 0x10_0100, 0x23]);
+        }
     }
 }
 
@@ -258,13 +269,14 @@ fn an_interrupt_that_ring_3_may_not_raise_is_a_protection_fault_at_its_instructi
 fn an_undefined_instruction_stays_one() {
     let code = with_start!("ud2", "xor eax, eax");
     let undefined = machine_code!("inc qword ptr [0x180010]", "add qword ptr [rsp], 2", "iretq");
-    let board = board(
+    for board in boards(
         code,
         call_handler(),
         &[Handler(6, false, undefined), Handler(0x80, true, interrupt_handler())],
-    );
-    board.run();
-    assert_eq!(counts(&board), [0, 0, 1]);
+    ) {
+        board.run();
+        assert_eq!(counts(&board), [0, 0, 1]);
+    }
 }
 
 #[test]
@@ -286,10 +298,11 @@ fn a_program_that_jumps_to_the_entry_for_system_calls_has_made_none() {
         "add rsp, 8",
         "iretq"
     );
-    let board = board(code, call_handler(), &[Handler(PAGE_FAULT, false, page_fault)]);
-    board.run();
-    assert_eq!(counts(&board), [0, 1, 0]);
-    assert_eq!(board.data(0x30), KERNEL);
+    for board in boards(code, call_handler(), &[Handler(PAGE_FAULT, false, page_fault)]) {
+        board.run();
+        assert_eq!(counts(&board), [0, 1, 0]);
+        assert_eq!(board.data(0x30), KERNEL);
+    }
 }
 
 #[test]
@@ -308,10 +321,11 @@ fn handlers_that_are_set_up_after_the_entry_for_system_calls_are_found() {
         "jnz 2b",
         "xor eax, eax",
     );
-    let board = board(code, call_handler(), &[Handler(PAGE_FAULT, false, page_fault_handler())]);
-    put(&board.memory, KERNEL + 0x1400, page_fault_handler());
-    board.run();
-    assert_eq!(counts(&board), [100, 0, 0]);
+    for board in boards(code, call_handler(), &[Handler(PAGE_FAULT, false, page_fault_handler())]) {
+        put(&board.memory, KERNEL + 0x1400, page_fault_handler());
+        board.run();
+        assert_eq!(counts(&board), [100, 0, 0]);
+    }
 }
 
 #[test]
