@@ -166,7 +166,7 @@ fn expect_all_done(spare: bool, word: u64, prepare_page: impl Fn(&Bench)) {
 #[test]
 fn no_byte_of_an_entry_that_programs_use_is_written_here() {
     let mut bench = bench(true);
-    for entry in [ENTRY, PAGE_SIZE | 5, MOST - PAGE_SIZE | 0xfff, ENTRY | 0xfff << 52, 0x20_0000 | 0xe7] {
+    for entry in [ENTRY, PAGE_SIZE | 5, (MOST - PAGE_SIZE) | 0xfff, ENTRY | 0xfff << 52, 0x20_0000 | 0xe7] {
         bench.put(WORD, entry);
         for form in stores() {
             for target in targets_on_word(&form) {
@@ -430,7 +430,7 @@ fn random_stores_in_random_pages_are_done_here_unless_they_touch_an_entry_of_a_t
         let is_table = random() % 3 != 0;
         if !is_table {
             let nowhere =
-                [1, MOST | 7, random() | 1 << 51 | 1, random() % PAGE_SIZE | 1][(random() % 4) as usize];
+                [1, MOST | 7, random() | 1 << 51 | 1, (random() % PAGE_SIZE) | 1][(random() % 4) as usize];
             words[if random() % 2 == 0 { 0 } else { 511 }] = nowhere;
         }
         for _ in 0..60 {
