@@ -17,6 +17,7 @@ mod memory;
 mod processors;
 mod profile;
 mod programs;
+mod programs_disturbed;
 mod restore;
 mod stopping;
 mod support;

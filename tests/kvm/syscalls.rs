@@ -8,29 +8,25 @@ use lodger::hv::{ExitKind, Registers, Vcpu};
 use lodger::vcpu::{Interval, Profiler};
 
 use crate::support::programs::{
-    Handler, KERNEL, PAGE_FAULT, all_handlers, call_handler, caller, counts, interrupt_handler,
-    page_fault_handler, prepare, rounds, start_second, with_start,
+    Handler, KERNEL, PAGE_FAULT, all_handlers, call_handler, caller, counts, interpreted, interrupt_handler,
+    page_fault_handler, prepare, rounds, software, start_second, with_start,
 };
 use crate::support::{Board, Plan, Random, eventually, machine_code, put, read_u64};
 
 /// A board with `call` at LSTAR. Every other exception ends it with its vector as the status.
 fn board(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> Board {
-    let board = plan(code).build();
+    let board = interpreted(code).build();
     prepare(&board, call, handlers);
     board
 }
 
 /// The same twice: with a kernel that KVM runs, and with one that runs in software.
 fn boards(code: &'static [u8], call: &'static [u8], handlers: &[Handler]) -> [Board; 2] {
-    [plan(code), plan(code).with_kernel_in_software()].map(|plan| {
+    [interpreted(code), software(code)].map(|plan| {
         let board = plan.build();
         prepare(&board, call, handlers);
         board
     })
-}
-
-fn plan(code: &'static [u8]) -> Plan<'static> {
-    Plan::new(code).ring(0).memory(4 << 20).completed()
 }
 
 #[test]
@@ -48,7 +44,7 @@ fn calls_faults_and_interrupts_from_ring_3_all_arrive_where_they_should() {
 }
 
 fn board_in_software(count: u64) -> Board {
-    let board = plan(caller()).with_kernel_in_software().build();
+    let board = software(caller()).build();
     prepare(&board, call_handler(), &all_handlers());
     rounds(&board, count);
     board
@@ -105,7 +101,7 @@ fn a_page_fault_handler_may_begin_with_any_instruction() {
     ];
     for (number, start) in starts.into_iter().enumerate() {
         let handlers = [Handler(PAGE_FAULT, false, behind(start)), Handler(0x80, true, interrupt_handler())];
-        for plan in [plan(caller()), plan(caller()).with_kernel_in_software()] {
+        for plan in [interpreted(caller()), software(caller())] {
             let board = plan.build();
             prepare(&board, call_handler(), &handlers);
             rounds(&board, 20);
@@ -118,8 +114,8 @@ fn a_page_fault_handler_may_begin_with_any_instruction() {
 
 #[test]
 fn programs_are_carried_over_to_fresh_machines_between_their_calls() {
-    carry_over(board(caller(), call_handler(), &all_handlers()), || plan(caller()));
-    carry_over(board_in_software(u64::MAX), || plan(caller()).with_kernel_in_software());
+    carry_over(board(caller(), call_handler(), &all_handlers()), || interpreted(caller()));
+    carry_over(board_in_software(u64::MAX), || software(caller()));
 }
 
 fn carry_over(mut board: Board, plan: impl Fn() -> Plan<'static>) {
@@ -178,14 +174,14 @@ fn assert_all_counted(board: &Board) {
 
 #[test]
 fn each_processor_has_its_own_entry_for_system_calls() {
-    let board = call_on_two_processors(plan(caller()));
+    let board = call_on_two_processors(interpreted(caller()));
     board.pause();
     assert_all_counted(&board);
 }
 
 #[test]
 fn each_processor_runs_its_kernel_in_software_and_loses_no_call() {
-    let board = call_on_two_processors(plan(caller()).with_kernel_in_software());
+    let board = call_on_two_processors(software(caller()));
     let mut random = Random::new(13);
     for _ in 0..60 {
         board.pause();

@@ -3,7 +3,7 @@
 use lodger::hv::{Registers, Vcpu};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::board::{Board, put};
+use super::board::{Board, Plan, put};
 use super::code::machine_code;
 use super::state::{IDT, TABLES, TASK as FIRST_TASK, gate};
 
@@ -186,4 +186,21 @@ pub fn start_second(board: &Board, change: impl FnOnce(&mut Registers)) {
     second.registers.rsi = STACK;
     change(&mut second.registers);
     board.vcpus[1].while_at_rest(|vcpu| vcpu.restore(&second)).expect("it can be started this way");
+}
+
+/// A program, started in ring 0, whose kernel is run by the software processor.
+pub fn software(code: &'static [u8]) -> Plan<'static> {
+    interpreted(code).with_kernel_in_software()
+}
+
+/// One whose kernel is run by KVM.
+pub fn interpreted(code: &'static [u8]) -> Plan<'static> {
+    Plan::new(code).ring(0).memory(4 << 20).completed()
+}
+
+/// Expects that the software processor has executed so many instructions at least, where it is of use.
+pub fn assert_in_software(board: &Board, least: u64) {
+    let counters = board.vcpu().counters();
+    let instructions = counters.kernel_instructions();
+    assert!(counters.completions().is_empty() || instructions >= least, "{instructions}");
 }
