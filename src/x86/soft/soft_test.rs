@@ -5,7 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::hv::Segment;
 use crate::memory::{Layout, Options, PAGE_SIZE};
-use crate::x86::mode::{CR0_PE, CR0_PG, CR4_PAE, CR4_SMAP, EFER_LMA};
+use crate::x86::mode::{CR0_PE, CR0_PG, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_LMA};
 
 #[path = "branches_test.rs"]
 mod branches;
@@ -264,9 +264,13 @@ fn user_pages_are_touched_only_where_that_is_allowed() {
 }
 
 #[test]
-fn code_on_user_pages_is_not_run() {
+fn code_on_user_pages_is_run_unless_that_is_forbidden() {
     let mut bench = Bench::with(&[0x90, END]);
     bench.map(CODE, USER_PAGE);
+    assert_eq!(bench.run(), Leave::Step);
+    assert_eq!(bench.general.rip, CODE + 1);
+    bench.general.rip = CODE;
+    bench.special.cr4 |= CR4_SMEP;
     bench.expect_untouched();
 }
 
