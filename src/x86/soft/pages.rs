@@ -142,8 +142,7 @@ impl Pages {
 
     #[inline]
     fn leads_somewhere(&self, entry: u64) -> bool {
-        let address = entry & ADDRESS;
-        address != 0 && address < self.most
+        entry & ADDRESS < self.most
     }
 
     /// Whether the page around `at` may be a page table: nothing in it is present but leads nowhere.
