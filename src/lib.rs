@@ -2,7 +2,7 @@
 //!
 //! The modules are the rooms of the program; each may use the ones listed after it, never one listed before:
 //! [`host`] finds out what this host can do, [`vm`] describes, builds and runs a machine, [`vcpu`] runs its processors, [`devices`] are what the guest
-//! sees, [`console`] moves the bytes of its console, [`bus`] knows who owns which address, [`boot`] loads
+//! sees, [`console`] moves the bytes of its console, [`storage`] those of its disks, [`bus`] knows who owns which address, [`boot`] loads
 //! kernels, [`x86`] knows the processor, [`memory`] holds guest memory, [`hv`] is the seam to the hypervisor.
 //! [`saved`] is the form in which all of them write down their state.
 
@@ -15,6 +15,7 @@ pub mod hv;
 mod kernel_files;
 pub mod memory;
 pub mod saved;
+pub mod storage;
 mod threads;
 pub mod vcpu;
 pub mod vm;

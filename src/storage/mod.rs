@@ -1,0 +1,62 @@
+//! What disks are made of: files that hold the bytes a guest believes to be on a disk.
+//!
+//! A device sees a [`Storage`] and nothing of files or formats. Relies on nothing in this crate; the block device
+//! and `lodger disk` rely on it.
+
+mod raw;
+#[cfg(test)]
+mod testing;
+mod vectors;
+
+use std::io;
+
+use vm_memory::VolatileSlice;
+
+pub use raw::RawFile;
+
+/// The bytes of a disk. Calls block, and several threads may call at once; what overlapping requests that are
+/// under way together do to each other is as undefined as on a real disk.
+///
+/// Every request does all of what it is asked or fails; after a failure any part of it may have been done. One
+/// that reaches past the end fails and does nothing.
+pub trait Storage: Send + Sync {
+    /// How many bytes there are. A block device tells its guest of the whole sectors among them.
+    fn size(&self) -> u64;
+
+    /// Reads from `offset` on into all of `to`.
+    fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()>;
+
+    /// Writes all of `from` from `offset` on.
+    fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()>;
+
+    /// Returns when everything written before survives the host's loss of power.
+    fn flush(&self) -> io::Result<()>;
+
+    /// The range is no longer needed. What is read from it afterwards is zeroes or what was there before.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// The range reads as zeroes afterwards; with `unmap` it may also give its space back.
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+
+    /// Whether every write would fail.
+    fn read_only(&self) -> bool;
+}
+
+/// Fails unless the range lies within `size`.
+fn check_range(offset: u64, len: u64, size: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{len} bytes at {offset} reach past the end of a disk of {size} bytes"),
+        )),
+    }
+}
+
+/// Fails if the disk may not be written.
+fn check_writable(read_only: bool) -> io::Result<()> {
+    match read_only {
+        false => Ok(()),
+        true => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the disk is read-only")),
+    }
+}
