@@ -14,6 +14,7 @@ pub mod serial;
 pub mod sleep;
 #[cfg(test)]
 mod testing;
+pub mod virtio;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

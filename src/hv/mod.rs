@@ -126,6 +126,13 @@ pub enum Doorbell {
     Port(u16),
     /// A guest-physical address.
     Address(u64),
+    /// A guest-physical address, where only this value of 32 bits rings it.
+    Value {
+        /// The address.
+        address: u64,
+        /// The value.
+        value: u32,
+    },
 }
 
 /// One virtual machine.

@@ -81,13 +81,18 @@ impl Vm for KvmVm {
     }
 
     fn register_doorbell(&self, at: Doorbell, event: &EventFd) -> Result<()> {
-        let address = match at {
-            Doorbell::Port(port) => IoEventAddress::Pio(port.into()),
-            Doorbell::Address(address) => IoEventAddress::Mmio(address),
+        let registered = match at {
+            Doorbell::Port(port) => {
+                self.fd.register_ioevent(event, &IoEventAddress::Pio(port.into()), NoDatamatch)
+            }
+            Doorbell::Address(address) => {
+                self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+            Doorbell::Value { address, value } => {
+                self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            }
         };
-        self.fd
-            .register_ioevent(event, &address, NoDatamatch)
-            .map_err(|error| call("register a doorbell", error))
+        registered.map_err(|error| call("register a doorbell", error))
     }
 
     fn register_interrupt_event(&self, event: &EventFd, line: u32) -> Result<()> {

@@ -1,0 +1,108 @@
+//! A disk (specification 1.2, section 5.2).
+//!
+//! What the driver asks for is carried out by a [`Storage`], one request at a time in each queue; a request that fails
+//! there fails for the guest alone.
+
+mod request;
+
+use std::sync::Arc;
+
+use super::{Device, Kind, Misuse, Queue};
+use crate::storage::Storage;
+use request::Request;
+
+/// In such units the driver counts.
+pub const SECTOR: u64 = 512;
+/// How long a serial number can be.
+pub const SERIAL_LENGTH: usize = 20;
+
+const QUEUE_SIZE: u16 = 256;
+/// A chain has two descriptors besides those of the data.
+const MOST_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+/// What one request may discard or overwrite, in sectors: 1 GiB, so that none takes for ever.
+const MOST_SECTORS: u32 = 1 << 21;
+/// How many ranges such a request may have.
+const MOST_RANGES: u32 = 16;
+
+/// The device's own features.
+mod feature {
+    pub const MOST_SEGMENTS: u64 = 1 << 2;
+    pub const READ_ONLY: u64 = 1 << 5;
+    pub const BLOCK_SIZE: u64 = 1 << 6;
+    pub const FLUSH: u64 = 1 << 9;
+    pub const SEVERAL_QUEUES: u64 = 1 << 12;
+    pub const DISCARD: u64 = 1 << 13;
+    pub const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// The device.
+pub struct Blk {
+    storage: Arc<dyn Storage>,
+    serial: [u8; SERIAL_LENGTH],
+    queues: Vec<u16>,
+}
+
+impl Blk {
+    /// A disk of what is in `storage`, with `queues` queues. Of `serial` the first [`SERIAL_LENGTH`] bytes count.
+    pub fn new(storage: Arc<dyn Storage>, serial: &str, queues: u16) -> Self {
+        let mut padded = [0; SERIAL_LENGTH];
+        padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
+        Self { storage, serial: padded, queues: vec![QUEUE_SIZE; queues.max(1).into()] }
+    }
+}
+
+impl Device for Blk {
+    fn kind(&self) -> Kind {
+        Kind { id: 2, name: "virtio-blk" }
+    }
+
+    fn features(&self) -> u64 {
+        let always = feature::MOST_SEGMENTS | feature::BLOCK_SIZE | feature::FLUSH;
+        let writable = if self.storage.read_only() {
+            feature::READ_ONLY
+        } else {
+            feature::DISCARD | feature::WRITE_ZEROES
+        };
+        let several = if self.queues.len() > 1 { feature::SEVERAL_QUEUES } else { 0 };
+        always | writable | several
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queues
+    }
+
+    fn queues_per_thread(&self) -> usize {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = Vec::with_capacity(60);
+        config.extend((self.storage.size() / SECTOR).to_le_bytes());
+        config.extend([0; 4]); // no limit for a segment
+        config.extend(MOST_SEGMENTS.to_le_bytes());
+        config.extend([0; 4]); // no geometry
+        config.extend((SECTOR as u32).to_le_bytes());
+        config.extend([0; 10]); // no topology, and a cache that is always there
+        config.extend((self.queues.len() as u16).to_le_bytes());
+        for most in [MOST_SECTORS, MOST_RANGES] {
+            config.extend(most.to_le_bytes());
+        }
+        config.extend(8_u32.to_le_bytes()); // discards are best aligned to 4 KiB
+        for most in [MOST_SECTORS, MOST_RANGES] {
+            config.extend(most.to_le_bytes());
+        }
+        config.extend([1, 0, 0, 0]); // zeroes may give their space back
+        config
+    }
+
+    fn serve(&self, _number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+        queue.each(|chain, memory| {
+            let request = Request::parse(chain, memory)?;
+            request.carry_out(&*self.storage, &self.serial, memory)
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "blk_test.rs"]
+mod tests;

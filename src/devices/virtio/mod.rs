@@ -1,0 +1,72 @@
+//! Virtio devices (Virtual I/O Device specification 1.2).
+//!
+//! Three things, kept apart: a *transport* ([`mmio`]) has the registers by which a driver finds a device, agrees
+//! on features and sets queues up; a *device* ([`Device`]) knows what requests mean; a *backend* moves the bytes and
+//! knows nothing of virtio (`storage/`). Between transport and device stand [`Queue`], which checks what the driver
+//! put into it, and the threads that serve it.
+//!
+//! Everything in guest memory is hostile. What no correct driver does is [`Misuse`]: the device stops, asks to be reset,
+//! and all others go on.
+
+pub mod blk;
+mod interrupt;
+pub mod mmio;
+mod queue;
+pub mod rng;
+#[cfg(test)]
+mod testing;
+mod worker;
+
+pub use interrupt::Interrupt;
+pub use queue::{Buffer, Chain, Misuse, Queue};
+
+/// The device follows the specification's version 1 (section 6).
+pub const VERSION_1: u64 = 1 << 32;
+/// Descriptors may be tables of further ones.
+pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+/// Both sides tell how far they want to hear nothing.
+pub const EVENT_INDEX: u64 = 1 << 29;
+/// What every device here offers, besides its own features.
+pub const COMMON_FEATURES: u64 = VERSION_1 | INDIRECT_DESCRIPTORS | EVENT_INDEX;
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// The number that drivers know it by (section 5).
+    pub id: u32,
+    /// Its name, for listings and messages.
+    pub name: &'static str,
+}
+
+/// What requests mean. Called by vCPU threads for its configuration, by its own threads for its queues.
+pub trait Device: Send + Sync + 'static {
+    /// What it is.
+    fn kind(&self) -> Kind;
+
+    /// The features it offers besides [`COMMON_FEATURES`].
+    fn features(&self) -> u64;
+
+    /// The largest size of each of its queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// How many queues each of its threads serves, which have them one after the other.
+    fn queues_per_thread(&self) -> usize {
+        self.queue_sizes().len().max(1)
+    }
+
+    /// Its configuration space. Bytes behind the end read as zero.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver writes to the configuration space.
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// The driver has accepted these features and is ready.
+    fn start(&self, features: u64) {
+        let _ = features;
+    }
+
+    /// Does what waits in the queue with this number, or a part of it; whether there may be more.
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse>;
+}

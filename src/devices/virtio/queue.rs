@@ -1,0 +1,207 @@
+//! A virtqueue as devices see it: chains of buffers that lie in guest memory, and nothing else.
+//!
+//! The rings are read and written by the `virtio-queue` crate. What it leaves open is checked here: each buffer lies in
+//! guest memory, a chain ends, has no more buffers than the queue, and those to be read come first (specification 1.2,
+//! section 2.7).
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue as Rings, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use super::Interrupt;
+use crate::memory::GuestMemory;
+
+/// Something that no correct driver does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Misuse {
+    /// The rings themselves are not in memory, or their indices have jumped.
+    #[error("the queue's rings make no sense")]
+    Rings,
+    /// A chain that goes in circles, is too long, or leads out of the table.
+    #[error("a chain of descriptors has no end")]
+    Endless,
+    /// A buffer that is empty or not in memory.
+    #[error("a buffer is not in memory")]
+    Buffer,
+    /// A buffer to be read behind one to be written.
+    #[error("a buffer to read follows one to write")]
+    Order,
+    /// The parts of a request are missing or have the wrong size or direction.
+    #[error("a request is not one")]
+    Request,
+    /// The queues were not set up when the driver said it was ready.
+    #[error("a queue was set up wrongly")]
+    Setup,
+}
+
+/// A piece of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Where it begins.
+    pub address: u64,
+    /// How long it is.
+    pub length: u32,
+}
+
+/// What the driver put into the queue as one: buffers for the device to read, then some for it to write.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    buffers: Vec<Buffer>,
+    /// How many of them are to be read.
+    readable: usize,
+}
+
+impl Chain {
+    /// The buffers to read.
+    pub fn readable(&self) -> &[Buffer] {
+        &self.buffers[..self.readable]
+    }
+
+    /// The buffers to write.
+    pub fn writable(&self) -> &[Buffer] {
+        &self.buffers[self.readable..]
+    }
+}
+
+/// The total length of some buffers.
+pub fn length(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
+}
+
+/// A queue that the driver has set up.
+pub struct Queue {
+    rings: Rings,
+    memory: Arc<GuestMemory>,
+    interrupt: Arc<Interrupt>,
+    chain: Chain,
+}
+
+impl Queue {
+    pub(super) fn new(
+        rings: Rings,
+        memory: Arc<GuestMemory>,
+        interrupt: Arc<Interrupt>,
+    ) -> Result<Self, Misuse> {
+        if !rings.is_valid(memory.mapped()) {
+            return Err(Misuse::Setup);
+        }
+        Ok(Self { rings, memory, interrupt, chain: Chain::default() })
+    }
+
+    /// Where the device is in it.
+    pub(super) fn state(&self) -> QueueState {
+        self.rings.state()
+    }
+
+    /// Has `handle` deal with each chain that waits, as many as the queue can hold. It says how many bytes it wrote
+    /// into the chain, which then goes back to the driver. Returns whether more may wait: a driver that goes on and on
+    /// must not keep its device from being stopped.
+    pub fn each(
+        &mut self,
+        mut handle: impl FnMut(&Chain, &GuestMemoryMmap) -> Result<u32, Misuse>,
+    ) -> Result<bool, Misuse> {
+        let memory = Arc::clone(&self.memory);
+        let memory = memory.mapped();
+        self.rings.disable_notification(memory).map_err(|_| Misuse::Rings)?;
+        for _ in 0..self.rings.size() {
+            if !self.pop(memory)? {
+                return self.rings.enable_notification(memory).map_err(|_| Misuse::Rings);
+            }
+            let written = handle(&self.chain, memory)?;
+            self.give_back(memory, written)?;
+        }
+        Ok(true)
+    }
+
+    fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Misuse> {
+        let next = self.rings.iter(memory).map_err(|_| Misuse::Rings)?.next();
+        let Some(descriptors) = next else { return Ok(false) };
+        let most = usize::from(self.rings.size());
+        let chain = &mut self.chain;
+        chain.head = descriptors.head_index();
+        chain.buffers.clear();
+        chain.readable = 0;
+        let mut goes_on = true;
+        for descriptor in descriptors {
+            if chain.buffers.len() == most {
+                return Err(Misuse::Endless);
+            }
+            goes_on = descriptor.has_next();
+            let buffer = Buffer { address: descriptor.addr().0, length: descriptor.len() };
+            if buffer.length == 0
+                || !GuestMemoryBackend::check_range(memory, descriptor.addr(), buffer.length as usize)
+            {
+                return Err(Misuse::Buffer);
+            }
+            match (descriptor.is_write_only(), chain.readable == chain.buffers.len()) {
+                (true, _) => {}
+                (false, true) => chain.readable += 1,
+                (false, false) => return Err(Misuse::Order),
+            }
+            chain.buffers.push(buffer);
+        }
+        // The crate ends a chain without a word where it leads nowhere.
+        if goes_on { Err(Misuse::Endless) } else { Ok(true) }
+    }
+
+    fn give_back(&mut self, memory: &GuestMemoryMmap, written: u32) -> Result<(), Misuse> {
+        self.rings.add_used(memory, self.chain.head, written).map_err(|_| Misuse::Rings)?;
+        if self.rings.needs_notification(memory).map_err(|_| Misuse::Rings)? {
+            self.interrupt.used();
+        }
+        Ok(())
+    }
+}
+
+/// Copies the beginning of `buffers` to `bytes`; none if they are shorter.
+pub fn read(memory: &GuestMemoryMmap, buffers: &[Buffer], bytes: &mut [u8]) -> Option<()> {
+    let mut left = bytes;
+    for buffer in buffers {
+        let (now, later) = left.split_at_mut(left.len().min(buffer.length as usize));
+        memory.read_slice(now, GuestAddress(buffer.address)).ok()?;
+        left = later;
+    }
+    left.is_empty().then_some(())
+}
+
+/// Copies `bytes` to the beginning of `buffers`; none, and nothing written, if they are shorter.
+pub fn write(memory: &GuestMemoryMmap, buffers: &[Buffer], bytes: &[u8]) -> Option<()> {
+    if length(buffers) < bytes.len() as u64 {
+        return None;
+    }
+    let mut left = bytes;
+    for buffer in buffers {
+        let (now, later) = left.split_at(left.len().min(buffer.length as usize));
+        memory.write_slice(now, GuestAddress(buffer.address)).ok()?;
+        left = later;
+    }
+    Some(())
+}
+
+/// Where `length` bytes from `skip` on in `buffers` are in this process.
+pub fn slices<'a>(
+    memory: &'a GuestMemoryMmap,
+    buffers: &[Buffer],
+    mut skip: u64,
+    mut length: u64,
+    slices: &mut Vec<VolatileSlice<'a>>,
+) -> Result<(), Misuse> {
+    slices.clear();
+    for buffer in buffers {
+        let here = u64::from(buffer.length);
+        let from = skip.min(here);
+        skip -= from;
+        let count = (here - from).min(length);
+        length -= count;
+        if count > 0 {
+            let pieces =
+                GuestMemoryBackend::get_slices(memory, GuestAddress(buffer.address + from), count as usize);
+            for piece in pieces {
+                slices.push(piece.map_err(|_| Misuse::Buffer)?);
+            }
+        }
+    }
+    if length == 0 { Ok(()) } else { Err(Misuse::Request) }
+}

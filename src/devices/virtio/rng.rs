@@ -1,0 +1,65 @@
+//! A source of random numbers (specification 1.2, section 5.4).
+//!
+//! Each buffer is filled from the host's own generator, which never runs dry.
+
+use vm_memory::VolatileSlice;
+
+use super::queue::{self, length};
+use super::{Device, Kind, Misuse, Queue};
+
+/// As many buffers as a driver can have waiting.
+const QUEUE_SIZES: [u16; 1] = [64];
+/// What a request is given at most: drivers ask for some dozen bytes and take what they get.
+const MOST: u64 = 64 << 10;
+
+/// The device.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rng;
+
+impl Device for Rng {
+    fn kind(&self) -> Kind {
+        Kind { id: 4, name: "virtio-rng" }
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn serve(&self, _number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+        queue.each(|chain, memory| {
+            let wanted = length(chain.writable()).min(MOST);
+            if wanted == 0 {
+                return Err(Misuse::Request);
+            }
+            let mut slices = Vec::new();
+            queue::slices(memory, chain.writable(), 0, wanted, &mut slices)?;
+            Ok(slices.iter().map(fill).sum())
+        })
+    }
+}
+
+/// Fills a piece of guest memory, and says how much of it.
+fn fill(slice: &VolatileSlice<'_>) -> u32 {
+    let mut bytes = [0; 256];
+    let mut done = 0;
+    while done < slice.len() {
+        let count = bytes.len().min(slice.len() - done);
+        // SAFETY: `bytes` has so many. Requests of up to 256 bytes are never cut short.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), count, 0) };
+        let Ok(rest) = slice.offset(done) else { break };
+        if got != count as isize {
+            break;
+        }
+        rest.copy_from(&bytes[..count]);
+        done += count;
+    }
+    done as u32
+}
