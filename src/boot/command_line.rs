@@ -6,12 +6,18 @@ use super::{Error, Options, map};
 /// every kernel can; and reset after a panic instead of waiting for ever. Each of the last two ends the process.
 pub const LINUX_DEFAULT: &str = "console=ttyS0 reboot=k panic=-1";
 
-/// The command line for a kernel which takes no longer one than `longest`, if it says so.
-pub(super) fn compose(is_linux: bool, longest: Option<u32>, options: &Options<'_>) -> Result<String, Error> {
+/// The command line for a kernel which takes no longer one than `longest`, if it says so; `devices` are added to it.
+pub(super) fn compose(
+    is_linux: bool,
+    longest: Option<u32>,
+    options: &Options<'_>,
+    devices: &[String],
+) -> Result<String, Error> {
     let line = match options.command_line {
         None if is_linux => join(LINUX_DEFAULT, options.append),
         _ => given(options),
     };
+    let line = join(&line, devices);
     check(&line, longest)?;
     Ok(line)
 }
@@ -55,7 +61,7 @@ mod tests {
     ) -> Result<String, String> {
         let append: Vec<_> = append.iter().map(|part| part.to_string()).collect();
         let options = Options { command_line, append: &append, ..Options::default() };
-        compose(is_linux, longest, &options).map_err(|error| error.to_string())
+        compose(is_linux, longest, &options, &[]).map_err(|error| error.to_string())
     }
 
     #[test]

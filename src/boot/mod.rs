@@ -175,9 +175,23 @@ pub fn load(memory: &GuestMemory, kernel: Source<'_>, options: &Options<'_>) -> 
         options.initrds.iter().map(|source| Image::open(Role::Initrd, *source)).collect::<Result<_, _>>()?;
     let kernel = Kernel::read(image, options, memory.layout())?;
     let longest = kernel.header.as_ref().map(SetupHeader::longest_command_line);
-    let line = command_line::compose(kernel.is_linux, longest, options)?;
+    let devices = devices_on_command_line(&kernel, options)?;
+    let line = command_line::compose(kernel.is_linux, longest, options, &devices)?;
     let plan = Plan::make(kernel, initrds, options.platform, memory.layout())?;
     plan.carry_out(memory, &line)
+}
+
+/// The devices that the kernel has to be told of in words: those that only ACPI describes, where Linux was built
+/// without it. With both it would find each device twice.
+fn devices_on_command_line(kernel: &Kernel<'_>, options: &Options<'_>) -> Result<Vec<String>, Error> {
+    let devices = options.platform.map_or(&[][..], |platform| platform.virtio);
+    if devices.is_empty() || !kernel.is_linux || kernel.knows_acpi()? {
+        return Ok(Vec::new());
+    }
+    let word = |device: &VirtioMmio| {
+        format!("virtio_mmio.device={}@{:#x}:{}", device.size, device.base, device.interrupt)
+    };
+    Ok(devices.iter().map(word).collect())
 }
 
 /// Where an initrd has to end if the kernel does not say so: what every Linux since boot protocol 2.03 can reach.
@@ -237,6 +251,28 @@ impl<'a> Kernel<'a> {
             return Err(image.refuse(Problem::EntryOutside { which, entry }));
         }
         Ok(Self { is_linux, ..Self::new(image, kernel.pieces, protocol, entry) })
+    }
+
+    /// Whether it can read ACPI tables, as far as can be seen: then the name of one of them is in it. A kernel that is
+    /// still packed is taken to know them, as all distributions' do.
+    fn knows_acpi(&self) -> Result<bool, Error> {
+        const TABLE: &[u8] = b"DSDT";
+        const AT_ONCE: u64 = 1 << 20;
+        if self.header.is_some() && self.unpacked.is_none() {
+            return Ok(true);
+        }
+        let mut bytes = vec![0; AT_ONCE as usize + TABLE.len()];
+        for piece in &self.pieces {
+            for start in (0..piece.in_file).step_by(AT_ONCE as usize) {
+                let count = (piece.in_file - start).min(bytes.len() as u64);
+                let bytes = &mut bytes[..count as usize];
+                self.image.read_at(piece.offset + start, bytes)?;
+                if memchr::memmem::find(bytes, TABLE).is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn from_flat(image: Image<'a>, options: &Options<'_>) -> Result<Self, Error> {

@@ -11,7 +11,7 @@ use lodger::console::{self, Console, Input, Output};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
 use lodger::vm::{
-    Completion, Config, CpusSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome, Timeline,
+    Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome, Timeline,
 };
 use lodger::x86::model::CpuModel;
 
@@ -77,6 +77,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
 
+    /// A disk of the guest; may be given several times
+    ///
+    /// A raw file or block device, and after commas:
+    ///   ro           the guest may only read it
+    ///   queues=N     so many queues, each with a thread [default: 1]
+    ///   serial=TEXT  the serial number that the guest can ask for
+    /// Linux calls them /dev/vda, /dev/vdb and so on.
+    #[arg(long, value_name = "FILE[,OPTION…]", verbatim_doc_comment)]
+    disk: Vec<DiskSpec>,
+
+    /// Give the guest a source of random numbers
+    #[arg(long)]
+    rng: bool,
+
     /// How the kernel is entered: auto, pvh, linux64 or image
     ///
     /// pvh and linux64 insist on that protocol. auto takes linux64 for Linux, which can be given a seed for its random
@@ -131,6 +145,8 @@ impl RunArgs {
             cmdline: self.cmdline.clone(),
             append: self.append.clone(),
             initrds: self.initrd.clone(),
+            disks: self.disk.clone(),
+            rng: self.rng,
             completion: self.completion,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::CpusSpec;
+use super::{CpusSpec, DiskSpec};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
 use crate::x86::model::CpuModel;
@@ -31,6 +31,10 @@ pub struct Config {
     pub append: Vec<String>,
     /// The initial file system: files that the guest sees as one, in this order.
     pub initrds: Vec<PathBuf>,
+    /// Its disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
+    /// Whether it has a source of random numbers.
+    pub rng: bool,
     /// Whether what the host's KVM cannot do is done in its place.
     pub completion: Completion,
 }
@@ -48,6 +52,8 @@ impl Default for Config {
             cmdline: None,
             append: Vec::new(),
             initrds: Vec::new(),
+            disks: Vec::new(),
+            rng: false,
             completion: Completion::Auto,
         }
     }

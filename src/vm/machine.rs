@@ -7,9 +7,10 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config::{Completion, Config, Kernel};
+use super::virtio::{self, Planned};
 use super::watch::{self, Watch};
 use super::{Error, Outcome, Timeline, processors};
-use crate::boot::{self, Platform, Protocol, Source, Start};
+use crate::boot::{self, Platform, Protocol, Source, Start, VirtioMmio};
 use crate::bus::{Bus, BusBuilder};
 use crate::devices::cmos::{self, Cmos, HostClock};
 use crate::devices::debug_exit::{self, DebugExit};
@@ -18,6 +19,7 @@ use crate::devices::post::{self, Post};
 use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sleep::{self, Sleep};
+use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
 use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
 use crate::memory::{GuestMemory, Layout};
@@ -35,6 +37,7 @@ pub struct Machine<V: Vm> {
     vcpus: Vec<VcpuThread<V::Vcpu>>,
     bus: Arc<Bus>,
     devices: Devices,
+    virtio: Vec<Arc<Mmio>>,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
     gaps: Gaps,
@@ -126,6 +129,7 @@ impl<V: Vm> Machine<V> {
         timeline: &mut Timeline,
     ) -> Result<Self, Error> {
         let topology = config.cpus.topology()?;
+        let planned = virtio::plan(config)?;
         check_count(topology.processors(), hypervisor.max_vcpus())?;
         let vm = hypervisor.create_vm()?;
         let expected = Gaps {
@@ -136,7 +140,8 @@ impl<V: Vm> Machine<V> {
         timeline.mark("virtual machine created");
         let memory = map_memory(&vm, config)?;
         timeline.mark("memory mapped");
-        let start = load(&memory, config, &topology)?;
+        let places: Vec<_> = planned.iter().map(|planned| planned.place).collect();
+        let start = load(&memory, config, &topology, &places)?;
         timeline.mark("kernel loaded");
         log::debug!(
             "kernel loaded for {:?} at {:#x}-{:#x}",
@@ -159,7 +164,7 @@ impl<V: Vm> Machine<V> {
         }
         timeline.mark("KVM tried, processors set up");
         let kernel = runs_in_software(gaps, config, &start).then(Arc::default);
-        let machine = Self::assemble(board, vcpus, gaps, kernel, console)?;
+        let machine = Self::assemble(board, vcpus, planned, gaps, kernel, console)?;
         timeline.mark("devices and threads created");
         Ok(machine)
     }
@@ -167,6 +172,7 @@ impl<V: Vm> Machine<V> {
     fn assemble(
         board: Arc<Board<V>>,
         vcpus: Vec<V::Vcpu>,
+        planned: Vec<Planned>,
         gaps: Gaps,
         kernel: Option<Arc<Programs>>,
         console: Arc<dyn ByteSink>,
@@ -188,6 +194,7 @@ impl<V: Vm> Machine<V> {
         builder.claim_ports(sleep::CLAIM, Arc::new(Sleep))?;
         builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
+        let virtio = virtio::connect(planned, &board.vm, &board.memory, &mut builder)?;
         let bus = Arc::new(builder.build());
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Event)?;
         let end = Arc::new(End { outcome: OnceLock::new(), event });
@@ -202,22 +209,26 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, post };
-        Ok(Self { vcpus, bus, devices, console, end, gaps, watch: Watch::default(), board })
+        Ok(Self { vcpus, bus, devices, virtio, console, end, gaps, watch: Watch::default(), board })
     }
 
     /// Lets all processors run, for the first time or after a pause.
     pub fn resume(&self) {
+        self.virtio.iter().for_each(|device| device.resume());
         self.vcpus.iter().for_each(VcpuThread::resume);
     }
 
-    /// Pauses all processors; when this returns, none is inside the guest and no access is half done.
+    /// Pauses all processors and then all devices; when this returns, none is inside the guest, no access is half done
+    /// and no request under way.
     pub fn pause(&self) {
         self.bring_to_rest(VcpuThread::request_pause);
+        self.virtio.iter().for_each(|device| device.pause());
     }
 
-    /// Stops all processors for good.
+    /// Stops all processors for good, and then the devices.
     pub fn stop(&self) {
         self.bring_to_rest(VcpuThread::request_stop);
+        self.virtio.iter().for_each(|device| device.pause());
     }
 
     /// Asks all processors before waiting for the first, and lets none wait for a slow console meanwhile.
@@ -274,6 +285,11 @@ impl<V: Vm> Machine<V> {
     /// The last code that the guest wrote to the POST port.
     pub fn last_post_code(&self) -> Option<u8> {
         self.devices.post.last()
+    }
+
+    /// Its virtio devices, in the order in which the guest finds them.
+    pub fn virtio(&self) -> &[Arc<Mmio>] {
+        &self.virtio
     }
 
     /// All its devices.
@@ -333,7 +349,7 @@ fn map_memory<V: Vm>(vm: &V, config: &Config) -> Result<Arc<GuestMemory>, Error>
 }
 
 /// What the guest's tables say of the machine; the devices are those that [`Machine::assemble`] puts on the bus.
-fn platform(topology: &Topology) -> Platform<'static> {
+fn platform<'a>(topology: &Topology, virtio: &'a [VirtioMmio]) -> Platform<'a> {
     Platform {
         // A topology has no number above 254.
         processors: apic_ids(topology).into_iter().map(|id| id as u8).collect(),
@@ -345,11 +361,16 @@ fn platform(topology: &Topology) -> Platform<'static> {
         },
         reset: boot::ResetPort { port: i8042::COMMAND_CLAIM.base, value: i8042::PULSE_RESET },
         panic_port: pvpanic::CLAIM.base,
-        virtio: &[],
+        virtio,
     }
 }
 
-fn load(memory: &GuestMemory, config: &Config, topology: &Topology) -> Result<Start, Error> {
+fn load(
+    memory: &GuestMemory,
+    config: &Config,
+    topology: &Topology,
+    virtio: &[VirtioMmio],
+) -> Result<Start, Error> {
     let initrds: Vec<_> = config.initrds.iter().map(|path| Source::File(path)).collect();
     let options = boot::Options {
         entry: config.entry,
@@ -357,7 +378,7 @@ fn load(memory: &GuestMemory, config: &Config, topology: &Topology) -> Result<St
         append: &config.append,
         initrds: &initrds,
         flat: config.flat,
-        platform: Some(&platform(topology)),
+        platform: Some(&platform(topology, virtio)),
     };
     Ok(boot::load(memory, config.kernel.source(), &options)?)
 }

@@ -5,13 +5,16 @@
 
 mod config;
 mod cpus;
+mod disk;
 mod machine;
 mod outcome;
 mod processors;
 mod timeline;
+mod virtio;
 mod watch;
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::console::Output;
 use crate::devices::ByteSink;
@@ -20,6 +23,7 @@ use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
+pub use disk::{DiskSpec, DiskSpecError};
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
 pub use processors::offered_flags;
@@ -47,6 +51,22 @@ pub enum Error {
     /// Two devices claim one place.
     #[error(transparent)]
     Bus(#[from] bus::Error),
+    /// A disk's file cannot be used.
+    #[error("cannot open the disk {}: {source}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There are not so many interrupts.
+    #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
+    TooManyDevices {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there can be.
+        most: usize,
+    },
     /// The operating system has no event descriptor left.
     #[error("cannot create an event descriptor: {0}")]
     Event(io::Error),

@@ -6,6 +6,7 @@
 
 mod bad_files;
 mod completion;
+mod disks;
 mod endings;
 mod formats;
 mod handed;

@@ -1,0 +1,122 @@
+//! Virtio disks, as Linux uses them.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+use crate::support::{Files, Finished, Linux, Scratch, has_line, smp, tiny};
+
+const MIB: u64 = 1 << 20;
+
+fn disk(scratch: &Scratch, name: &str, size: u64) -> String {
+    let path = scratch.at(name);
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn run(files: &'static Files, options: &[&str], script: &str) -> Finished {
+    Linux::new(files).options(options).run_script(script).with(0)
+}
+
+#[test]
+fn a_file_system_on_a_disk_keeps_what_was_written_from_one_run_to_the_next() {
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "disk", 16 * MIB);
+    run(
+        tiny(),
+        &["--disk", &path],
+        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=40 && \
+         md5sum /mnt/file >/mnt/sum && umount /mnt",
+    );
+    // Through several queues, with several processors, found by ACPI instead of the command line.
+    let disk = format!("{path},queues=2");
+    let finished = run(
+        smp(),
+        &["--cpus", "2", "--disk", &disk],
+        "mkdir -p /mnt && mount /dev/vda /mnt && md5sum -c /mnt/sum && echo more >/mnt/more && umount /mnt",
+    );
+    has_line(&finished, "/mnt/file: OK");
+    let disk = format!("{path},ro");
+    let script = "mkdir -p /mnt && mount -o ro /dev/vda /mnt && md5sum -c /mnt/sum && cat /mnt/more";
+    let finished = run(tiny(), &["--disk", &disk], script);
+    has_line(&finished, "/mnt/file: OK");
+    has_line(&finished, "more");
+}
+
+#[test]
+fn disks_come_in_the_order_in_which_they_were_given() {
+    let scratch = Scratch::new();
+    let options: Vec<_> = (1..=3)
+        .flat_map(|number| {
+            let path = disk(&scratch, &format!("disk{number}"), number * MIB);
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .write_all(format!("disk {number}\n").as_bytes())
+                .unwrap();
+            ["--disk".to_owned(), format!("{path},serial=number {number}")]
+        })
+        .collect();
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let finished = run(
+        tiny(),
+        &options,
+        "for d in a b c; do cat /sys/block/vd$d/size /sys/block/vd$d/serial; echo; head -n 1 /dev/vd$d; done",
+    );
+    let output: Vec<_> = finished.lines().map(str::trim_end).collect();
+    for number in 1..=3_u64 {
+        let wanted = [(number * 2048).to_string(), format!("number {number}"), format!("disk {number}")];
+        assert!(output.windows(3).any(|lines| lines == wanted), "{wanted:?} is not in {finished:?}");
+    }
+}
+
+#[test]
+fn what_a_guest_may_only_read_stays_as_it_was() {
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "disk", MIB);
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+    let disk = format!("{path},ro");
+    let script = "cat /sys/block/vda/ro; dd if=/dev/zero of=/dev/vda bs=512 count=1 || echo refused";
+    let finished = run(tiny(), &["--disk", &disk], script);
+    has_line(&finished, "1");
+    has_line(&finished, "refused");
+}
+
+#[test]
+fn a_disk_that_shrinks_gives_its_guest_errors_and_nothing_else() {
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "disk", 4 * MIB);
+    // The guest asks for it by a mark on the disk, and goes on when the mark is gone.
+    let shrinks = File::options().read(true).write(true).open(&path).unwrap();
+    let shrinking = std::thread::spawn(move || {
+        crate::support::wait_until("the guest leaves its mark", || {
+            let mut mark = [0; 4];
+            shrinks.read_exact_at(&mut mark, MIB).is_ok() && &mark == b"MARK"
+        });
+        shrinks.set_len(2 * MIB).unwrap();
+        shrinks.write_all_at(b"GONE", MIB).unwrap();
+    });
+    let finished = run(
+        tiny(),
+        &["--disk", &path],
+        "echo MARK | dd of=/dev/vda bs=512 seek=2048 count=1 conv=fsync; \
+         until dd if=/dev/vda bs=512 skip=2048 count=1 iflag=direct | grep -q GONE; do true; done; \
+         dd if=/dev/vda of=/dev/null bs=512 skip=6000 count=1 iflag=direct || echo lost; \
+         dd if=/dev/vda of=/dev/null bs=512 skip=1000 count=1 iflag=direct && echo kept",
+    );
+    shrinking.join().unwrap();
+    has_line(&finished, "lost");
+    has_line(&finished, "kept");
+}
+
+#[test]
+fn random_numbers_come_from_the_host() {
+    let finished = run(
+        tiny(),
+        &["--rng"],
+        "cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | wc -c; head -c 64 /dev/hwrng | md5sum",
+    );
+    has_line(&finished, "virtio_rng.0");
+    has_line(&finished, "4096");
+}
