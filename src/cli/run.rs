@@ -113,7 +113,7 @@ pub struct RunArgs {
     /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off
     ///
     /// On ordinary hosts nothing is missing, and nothing is done. `lodger doctor` lists what this host lacks. With
-    /// auto, a kernel on such a host also boots in a software processor, many times as fast as KVM interprets
+    /// auto, a kernel on such a host also runs in a software processor, many times as fast as KVM interprets
     /// it; with missing it does not. With off, a guest that needs something ends with a report that shows where.
     #[arg(long, value_name = "WHEN", default_value_t)]
     completion: Completion,

@@ -30,6 +30,10 @@ pub fn print_stats<V: Vm>(machine: &Machine<V>) {
         let counts: Vec<_> =
             vcpu.counters().iter().map(|(kind, count)| format!("{} {count}", kind.name())).collect();
         say!("  vcpu{} exits: {}", vcpu.id(), counts.join(", "));
+        let instructions = vcpu.counters().kernel_instructions();
+        if instructions > 0 {
+            say!("  vcpu{} instructions of the kernel in software: {instructions}", vcpu.id());
+        }
         let completions = vcpu.counters().completions();
         if !completions.is_empty() {
             let total: u64 = completions.iter().map(|(_, count)| count).sum();

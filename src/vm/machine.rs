@@ -432,7 +432,7 @@ fn watch_system_calls<V: Vm>(vm: &V, before: Gaps, now: Gaps) -> hv::Result<()> 
     }
 }
 
-/// Whether the kernel is run by the software processor at first. The embedded guest and flat images are mostly
+/// Whether the kernel is run by the software processor. The embedded guest and flat images are mostly
 /// there to see what KVM does.
 fn runs_in_software(gaps: Gaps, config: &Config, start: &Start) -> bool {
     gaps.any()

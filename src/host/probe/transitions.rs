@@ -160,9 +160,9 @@ fn elapsed(run: &Run) -> Option<Duration> {
 }
 
 fn speed_row(kernel: Result<f64, Outcome>, user: Result<f64, Outcome>) -> Row {
-    let advice = "lodger boots kernels in a software processor here, dozens of times as fast; once they have user \
-                  space KVM interprets them, while programs run at full speed. A processor with VT-x or AMD-V, or \
-                  nested virtualization in the machine around this one, makes kernels fast for good";
+    let advice = "lodger runs kernels in a software processor here, dozens of times as fast, and programs at full \
+                  speed. A processor with VT-x or AMD-V, or nested virtualization in the machine around this one, runs \
+                  kernels at full speed, too";
     match (kernel, user) {
         (Ok(kernel), Ok(user)) => {
             let detail = format!(

@@ -76,6 +76,8 @@ pub enum Kind {
     Test,
     Unary(Unary),
     Shift(Shift),
+    /// To another register, without flags.
+    ShiftInto(Shift),
     DoubleShift {
         left: bool,
     },
@@ -346,7 +348,11 @@ fn operands(instruction: &Instruction, kind: Kind) -> Option<Operation> {
     }
     let third = place(instruction, 2)?;
     operation.third_is_immediate = third == Place::Immediate;
+    if let (Kind::ShiftInto(_), Place::Register(number)) = (kind, third) {
+        operation.immediate = number.into();
+    }
     let fits = match kind {
+        Kind::ShiftInto(_) => matches!(third, Place::Register(_) | Place::Immediate),
         Kind::MultiplyInto => matches!(third, Place::None | Place::Immediate),
         Kind::DoubleShift { .. } => operation.size.0 >= 4,
         Kind::Shift(_) | Kind::Binary(_) | Kind::Move | Kind::Nothing => true,
@@ -471,6 +477,10 @@ fn kind(instruction: &Instruction) -> Kind {
         M::Sar => Kind::Shift(Shift::Arithmetic),
         M::Rol => Kind::Shift(Shift::RotateLeft),
         M::Ror => Kind::Shift(Shift::RotateRight),
+        M::Shlx if is_x86_feature_detected!("bmi2") => Kind::ShiftInto(Shift::Left),
+        M::Shrx if is_x86_feature_detected!("bmi2") => Kind::ShiftInto(Shift::Right),
+        M::Sarx if is_x86_feature_detected!("bmi2") => Kind::ShiftInto(Shift::Arithmetic),
+        M::Rorx if is_x86_feature_detected!("bmi2") => Kind::ShiftInto(Shift::RotateRight),
         M::Shld => Kind::DoubleShift { left: true },
         M::Shrd => Kind::DoubleShift { left: false },
         M::Mul => Kind::Multiply { signed: false },
@@ -548,8 +558,9 @@ fn kind(instruction: &Instruction) -> Kind {
 fn setting(instruction: &Instruction) -> Kind {
     let name = instruction.condition_code();
     if name == iced_x86::ConditionCode::None {
-        // The instructions of vector units do not touch page tables either, but come too rarely to be listed.
-        return Kind::BeyondAndForget;
+        // Only ring 0 changes what page tables mean, by itself or by asking the hypervisor.
+        let asks = matches!(instruction.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall);
+        return if asks || instruction.is_privileged() { Kind::BeyondAndForget } else { Kind::Beyond };
     }
     match (instruction.op_count(), instruction.op0_kind()) {
         (1, OpKind::Register | OpKind::Memory) => Kind::SetIf(condition(instruction)),

@@ -172,6 +172,17 @@ impl Engine {
                 };
                 self.modify(state, op, |flags, value| alu::shift(what, flags, value, count, size))?;
             }
+            Kind::ShiftInto(what) => {
+                let value = self.read(state, op, op.second, size)?;
+                let count = if op.third_is_immediate {
+                    op.immediate
+                } else {
+                    state.general[op.immediate as usize & 15]
+                };
+                let mut flags = state.flags;
+                let value = alu::shift(what, &mut flags, value, count & 0xff, size);
+                self.write(state, op, op.first, value, size)?;
+            }
             Kind::DoubleShift { left } => self.double_shift(state, op, left)?,
             Kind::JumpIf(code) => {
                 return Ok(if alu::condition(code, state.flags) { op.immediate } else { next });

@@ -246,11 +246,7 @@ impl Soft {
     #[cold]
     fn leave(&mut self, state: &State, operation: &Operation) -> Leave {
         match operation.kind {
-            Kind::BeyondAndForget => {
-                self.forget = true;
-                Leave::Step
-            }
-            Kind::ForgetPage => {
+            Kind::BeyondAndForget | Kind::ForgetPage => {
                 self.forget = true;
                 Leave::Step
             }

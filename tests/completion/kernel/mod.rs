@@ -32,7 +32,7 @@ const NAMES: [&str; 16] = [
 ];
 
 /// What kernels consist of: all of it has to be executed.
-const MUST_BE_EXECUTED: [M; 80] = [
+const MUST_BE_EXECUTED: [M; 84] = [
     M::Mov,
     M::Movzx,
     M::Movsx,
@@ -77,6 +77,10 @@ const MUST_BE_EXECUTED: [M; 80] = [
     M::Bsf,
     M::Bsr,
     M::Tzcnt,
+    M::Shlx,
+    M::Shrx,
+    M::Sarx,
+    M::Rorx,
     M::Lzcnt,
     M::Popcnt,
     M::Bswap,

@@ -22,11 +22,11 @@ pub use first::first_process;
 pub use process::{Finished, Running, lodger, program};
 pub use scratch::Scratch;
 
-/// After so long something that should have happened never will. A boot takes a second or two, but a KVM that
-/// interprets guest kernels takes many for what user space asks of them, and longer on a busy machine.
+/// After so long something that should have happened never will. A boot takes a second or two, but not where a test has
+/// KVM interpret the kernel on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(400);
 
-/// With this variable set, tests run that take more than some ten seconds where KVM interprets guest kernels.
+/// With this variable set, tests run that take more than some ten seconds on hosts without VT-x or AMD-V.
 pub const SLOW_TESTS: &str = "LODGER_SLOW_TESTS";
 
 /// What the tests' own first process prints first.
@@ -52,7 +52,7 @@ pub fn check(result: i32) -> i32 {
 pub fn slow_tests_wanted(what: &str) -> bool {
     let wanted = env::var_os(SLOW_TESTS).is_some_and(|value| !value.is_empty() && value != "0");
     if !wanted {
-        println!("skipped: {what} takes long where KVM interprets kernels; {SLOW_TESTS}=1 runs it");
+        println!("skipped: {what} takes long where kernels run in software; {SLOW_TESTS}=1 runs it");
     }
     wanted
 }
