@@ -1,8 +1,15 @@
 //! What disks are made of: files that hold the bytes a guest believes to be on a disk.
 //!
-//! A device sees a [`Storage`] and nothing of files or formats. Relies on nothing in this crate; the block device
-//! and `lodger disk` rely on it.
+//! A device sees a [`Storage`] and nothing of files or formats; [`Disk`] is the one that is made of an image. What
+//! `lodger disk` does to images is here, too. Relies on nothing in this crate; the block device and `lodger disk`
+//! rely on it.
 
+mod assumed;
+mod disk;
+mod error;
+mod format;
+mod lock;
+mod qcow2;
 mod raw;
 #[cfg(test)]
 mod testing;
@@ -12,7 +19,22 @@ use std::io;
 
 use vm_memory::VolatileSlice;
 
+pub use disk::{Disk, DiskOptions, Layer, Locking};
+pub use error::Error;
+pub use format::{Format, UnknownFormat};
+pub use qcow2::{CheckReport, Repair};
 pub use raw::RawFile;
+
+/// What an image holds of a range of its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Bytes.
+    Data,
+    /// Nothing, and that means zeroes.
+    Zero,
+    /// Nothing: what lies behind the image shows, or zeroes if nothing does.
+    Absent,
+}
 
 /// The bytes of a disk. Calls block, and several threads may call at once; what overlapping requests that are
 /// under way together do to each other is as undefined as on a real disk.

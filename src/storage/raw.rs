@@ -8,7 +8,7 @@ use std::path::Path;
 
 use vm_memory::VolatileSlice;
 
-use super::{Storage, check_range, check_writable, vectors};
+use super::{Extent, Storage, check_range, check_writable, vectors};
 
 /// What is written where the file cannot be told to hold zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -47,16 +47,44 @@ impl RawFile {
         Ok(self)
     }
 
-    /// Which of the two descriptors a request goes to.
-    fn descriptor_for(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> RawFd {
+    /// Which of the two descriptors a request goes to. `is_aligned` is asked about the request's memory, with
+    /// what addresses and lengths have to be multiples of.
+    pub(super) fn descriptor(&self, offset: u64, is_aligned: impl FnOnce(usize, usize) -> bool) -> RawFd {
         match &self.direct {
             Some(direct)
                 if offset.is_multiple_of(direct.offset_alignment as u64)
-                    && vectors::aligned(slices, direct.memory_alignment, direct.offset_alignment) =>
+                    && is_aligned(direct.memory_alignment, direct.offset_alignment) =>
             {
                 direct.file.as_raw_fd()
             }
             _ => self.file.as_raw_fd(),
+        }
+    }
+
+    fn descriptor_for(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> RawFd {
+        self.descriptor(offset, |memory, length| vectors::aligned(slices, memory, length))
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether there is data or a hole at `offset`, and for how many of the `len` bytes from there on.
+    pub(super) fn extent(&self, offset: u64, len: u64) -> io::Result<(Extent, u64)> {
+        check_range(offset, len, self.size)?;
+        let end = offset + len;
+        let seek = |whence| {
+            // SAFETY: moves a position that nothing here uses.
+            let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset as libc::off_t, whence) };
+            u64::try_from(found).map_err(|_| io::Error::last_os_error())
+        };
+        match seek(libc::SEEK_DATA) {
+            Ok(data) if data > offset => Ok((Extent::Zero, data.min(end) - offset)),
+            Ok(_) => Ok((Extent::Data, seek(libc::SEEK_HOLE).unwrap_or(end).clamp(offset + 1, end) - offset)),
+            // No data from here to the end of the file.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok((Extent::Zero, len)),
+            // Not every file system and device knows of holes.
+            Err(_) => Ok((Extent::Data, len)),
         }
     }
 
@@ -65,7 +93,7 @@ impl RawFile {
     }
 
     /// `fallocate`; `Ok(false)` if this file system does not do it.
-    fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<bool> {
+    pub(super) fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<bool> {
         loop {
             // SAFETY: changes a file of ours and no memory. The range was checked, so the numbers fit.
             let result = unsafe {
@@ -89,7 +117,7 @@ impl RawFile {
         }
     }
 
-    fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+    pub(super) fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
         while len > 0 {
             let step = len.min(ZEROES.len() as u64);

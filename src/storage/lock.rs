@@ -1,0 +1,189 @@
+//! Who may use an image: locks that hold between programs, and are those of QEMU.
+//!
+//! QEMU says with shared locks on single bytes of the file what it does to an image (100 + n) and what it does
+//! not stand others doing (200 + n), and then looks whether anybody has said what contradicts it. Speaking the
+//! same language keeps a VM here and one in QEMU, or `qemu-img`, from writing one image together, and lets them
+//! read it together. The locks belong to the open file (`F_OFD_SETLK`): they go with its last descriptor, however
+//! the process ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::Error;
+
+/// Things one can do to an image, by the numbers that QEMU gives them.
+const READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+
+const DOES: i64 = 100;
+const FORBIDS: i64 = 200;
+
+/// How many processes are looked at to find the holder of a lock.
+const MOST_PROCESSES: usize = 100_000;
+
+/// Locks the image for as long as the file is open; others who read it are compatible with those who read it, and
+/// nobody with one who writes it.
+pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Error> {
+    match try_lock(file, for_writing) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::InUse { path: path.to_owned(), holder: holder(file), for_writing }),
+        Err(error) if is_unsupported(&error) => {
+            log::warn!("{} cannot be locked ({error}): see to it that nobody else uses it", path.display());
+            Ok(())
+        }
+        Err(error) => Err(Error::io("lock", path)(error)),
+    }
+}
+
+fn try_lock(file: &File, for_writing: bool) -> io::Result<bool> {
+    let does: &[i64] = if for_writing { &[READ, WRITE, RESIZE] } else { &[READ] };
+    let forbids = [WRITE, RESIZE];
+    // Say first and look then: of two who come at once, at least one sees the other.
+    for byte in does.iter().map(|what| DOES + what).chain(forbids.map(|what| FORBIDS + what)) {
+        if !set(file, byte)? {
+            return Ok(false);
+        }
+    }
+    for byte in does.iter().map(|what| FORBIDS + what).chain(forbids.map(|what| DOES + what)) {
+        if is_held_by_others(file, byte)? {
+            unlock(file)?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A shared lock on one byte; `Ok(false)` if somebody has an exclusive one.
+fn set(file: &File, byte: i64) -> io::Result<bool> {
+    let mut request = range(libc::F_RDLCK, byte, 1);
+    match control(file, libc::F_OFD_SETLK, &mut request) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn is_held_by_others(file: &File, byte: i64) -> io::Result<bool> {
+    let mut request = range(libc::F_WRLCK, byte, 1);
+    control(file, libc::F_OFD_GETLK, &mut request)?;
+    Ok(i32::from(request.l_type) != libc::F_UNLCK)
+}
+
+fn unlock(file: &File) -> io::Result<()> {
+    control(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, DOES, 200))
+}
+
+fn range(kind: i32, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: len,
+        // Has to be zero for locks of open files.
+        l_pid: 0,
+    }
+}
+
+fn control(file: &File, command: i32, request: &mut libc::flock) -> io::Result<()> {
+    loop {
+        // SAFETY: the descriptor is open, and the kernel reads and writes the structure that we own.
+        if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *request) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
+}
+
+/// Who has a lock on the file. The kernel does not tell it of locks of open files, but lists a process's locks
+/// with its descriptors, for those processes that we may look at.
+fn holder(file: &File) -> String {
+    find_holder(file).unwrap_or_else(|| "another process".to_owned())
+}
+
+fn find_holder(file: &File) -> Option<String> {
+    let wanted = file.metadata().ok()?;
+    let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
+    let mut own = None;
+    for process in processes {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if !has_lock(pid, &wanted, file) {
+            continue;
+        }
+        if pid == std::process::id() {
+            own = Some("this process, which has it open already".to_owned());
+            continue;
+        }
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        return Some(match command.trim_end() {
+            "" => format!("process {pid}"),
+            command => format!("process {pid} ({command})"),
+        });
+    }
+    own
+}
+
+fn has_lock(pid: u32, wanted: &fs::Metadata, ours: &File) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors.flatten().any(|descriptor| {
+        let number = descriptor.file_name();
+        let number = number.to_string_lossy();
+        if pid == std::process::id() && number == ours.as_raw_fd().to_string() {
+            return false;
+        }
+        let same = fs::metadata(descriptor.path())
+            .is_ok_and(|found| found.dev() == wanted.dev() && found.ino() == wanted.ino());
+        same && fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))
+            .is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::testing::TempDir;
+
+    fn open(path: &Path) -> File {
+        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    }
+
+    #[test]
+    fn many_may_read_and_one_may_write() {
+        let dir = TempDir::new();
+        let path = dir.path().join("disk");
+        let (one, two, three) = (open(&path), open(&path), open(&path));
+        lock(&one, &path, false).unwrap();
+        lock(&two, &path, false).unwrap();
+        assert!(lock(&three, &path, true).is_err());
+        drop(one);
+        // The refused one has left nothing behind.
+        lock(&open(&path), &path, false).unwrap();
+        drop(two);
+        lock(&three, &path, true).unwrap();
+        assert!(lock(&open(&path), &path, false).is_err());
+        assert!(lock(&open(&path), &path, true).is_err());
+        drop(three);
+        lock(&open(&path), &path, true).unwrap();
+    }
+
+    #[test]
+    fn the_error_names_the_holder() {
+        let dir = TempDir::new();
+        let path = dir.path().join("disk");
+        let one = open(&path);
+        lock(&one, &path, true).unwrap();
+        let text = lock(&open(&path), &path, true).unwrap_err().to_string();
+        assert!(text.contains("this process"), "{text}");
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+    }
+}

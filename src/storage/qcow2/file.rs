@@ -1,0 +1,164 @@
+//! A file as `imago` wants it.
+//!
+//! Not `imago`'s own: that one takes a lock that stops all other requests while it waits for the disk, and finds
+//! out how direct I/O must be aligned by writing. This one uses direct I/O for requests that are aligned and the
+//! page cache for the others, as [`RawFile`] does.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
+
+use crate::storage::raw::{self, RawFile};
+
+/// How many vectors one system call takes.
+const MOST_VECTORS: usize = 1024;
+
+/// The file of a qcow2 image, or of a raw one behind it.
+#[derive(Debug)]
+pub(in crate::storage) struct ImageFile {
+    file: RawFile,
+    helper: CommonStorageHelper,
+}
+
+impl ImageFile {
+    pub fn new(file: RawFile) -> Self {
+        Self { file, helper: CommonStorageHelper::default() }
+    }
+
+    /// The descriptor for a request of these vectors.
+    fn descriptor(&self, offset: u64, vectors: &[libc::iovec]) -> i32 {
+        self.file.descriptor(offset, |memory, length| {
+            vectors.iter().all(|vector| {
+                (vector.iov_base as usize).is_multiple_of(memory) && vector.iov_len.is_multiple_of(length)
+            })
+        })
+    }
+
+    fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    fn zero(&self, offset: u64, len: u64, mode: i32) -> io::Result<()> {
+        match self.file.allocate(mode, offset, len)? {
+            true => Ok(()),
+            false => self.file.write_zero_bytes(offset, len),
+        }
+    }
+}
+
+impl fmt::Display for ImageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("file")
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+fn repeat(mut call: impl FnMut() -> isize) -> io::Result<u64> {
+    loop {
+        let moved = call();
+        if moved >= 0 {
+            return Ok(moved as u64);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+impl imago::Storage for ImageFile {
+    fn size(&self) -> io::Result<u64> {
+        raw::size_of(self.file())
+    }
+
+    unsafe fn pure_readv(&self, mut to: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
+        while !to.is_empty() {
+            // SAFETY: the description is used only while `to` is borrowed.
+            let vectors = unsafe { to.as_iovec() };
+            let vectors = &vectors[..vectors.len().min(MOST_VECTORS)];
+            let (fd, position) = (self.descriptor(offset, vectors), position(offset)?);
+            // SAFETY: the vectors describe memory that `to` borrows for writing.
+            let moved =
+                repeat(|| unsafe { libc::preadv(fd, vectors.as_ptr(), vectors.len() as i32, position) })?;
+            if moved == 0 {
+                // The last cluster of an image need not be there to its end.
+                to.fill(0);
+                return Ok(());
+            }
+            to = to.split_tail_at(moved);
+            offset = offset.saturating_add(moved);
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_writev(&self, mut from: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        while !from.is_empty() {
+            // SAFETY: the description is used only while `from` is borrowed.
+            let vectors = unsafe { from.as_iovec() };
+            let vectors = &vectors[..vectors.len().min(MOST_VECTORS)];
+            let (fd, position) = (self.descriptor(offset, vectors), position(offset)?);
+            // SAFETY: the kernel only reads the memory, which `from` borrows.
+            let moved =
+                repeat(|| unsafe { libc::pwritev(fd, vectors.as_ptr(), vectors.len() as i32, position) })?;
+            if moved == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            from = from.split_tail_at(moved);
+            offset = offset.saturating_add(moved);
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        // A hole changes no length: give the file its own first.
+        if end > self.size()? {
+            // SAFETY: changes a file of ours and no memory.
+            let result = unsafe { libc::fallocate(self.file().as_raw_fd(), 0, position(end - 1)?, 1) };
+            if result != 0 {
+                return self.file.write_zero_bytes(offset, len);
+            }
+        }
+        self.zero(offset, len, libc::FALLOC_FL_PUNCH_HOLE)
+    }
+
+    unsafe fn pure_write_allocated_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.write_zero_bytes(offset, len)
+    }
+
+    unsafe fn pure_discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len).map(drop)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file().sync_data()
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        &self.helper
+    }
+
+    fn resize(&self, size: u64, mode: PreallocateMode) -> io::Result<()> {
+        match mode {
+            PreallocateMode::None | PreallocateMode::Zero => self.file().set_len(size),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
