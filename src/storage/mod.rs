@@ -13,6 +13,7 @@ mod qcow2;
 mod raw;
 #[cfg(test)]
 mod testing;
+pub mod tools;
 mod vectors;
 
 use std::io;

@@ -11,6 +11,7 @@ mod refcounts;
 use std::io;
 use std::sync::{PoisonError, RwLock};
 
+use imago::format::PreallocateMode;
 use imago::format::access::FormatAccess;
 use imago::format::drivers::ShallowMapping;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -105,10 +106,12 @@ impl Qcow2Disk {
         Ok((matches!(mapping, imago::Mapping::Zero { .. }), len.max(1)))
     }
 
-    /// Changes the size of the disk. What is new reads as zeroes, also where the image behind it is larger.
-    pub fn resize(self, size: u64) -> io::Result<()> {
+    /// Changes the size of the disk. With `hide`, what is new is marked as zeroes, so that nothing of a larger image
+    /// behind this one shows; without that it takes no entries at all.
+    pub fn resize(self, size: u64, hide: bool) -> io::Result<()> {
         let mut image = self.image.into_inner().unwrap_or_else(PoisonError::into_inner);
-        image.resize(size, imago::format::PreallocateMode::Zero)?;
+        let mode = if hide { PreallocateMode::Zero } else { PreallocateMode::None };
+        image.resize(size, mode)?;
         image.flush()?;
         self.file.sync_data()
     }

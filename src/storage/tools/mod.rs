@@ -1,0 +1,77 @@
+//! What is done to images while no guest runs on them.
+//!
+//! A new image appears under its name when it is complete, or not at all. What changes an image in place is done in
+//! an order that can be interrupted anywhere and repeated.
+
+mod blocks;
+mod commit;
+mod convert;
+mod create;
+mod info;
+mod new_file;
+mod rebase;
+mod resize;
+mod sync;
+
+use std::path::Path;
+
+use vm_memory::VolatileSlice;
+
+use super::{Disk, Error, Storage};
+
+pub use blocks::{BLOCK_SIZE, BlockHashes, Difference, Verified};
+pub use commit::{Commit, commit};
+pub use convert::convert;
+pub use create::{create, create_overlay};
+pub use info::{Info, LayerInfo, info};
+pub use rebase::{NewBacking, Rebase, rebase};
+pub use resize::{Resize, resize};
+pub use sync::{Sync, Synced, sync};
+
+/// Is told how much of how much is done.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// How much is read and written at once.
+const CHUNK: usize = 1 << 20;
+
+/// Reads from a disk into a buffer.
+fn read(disk: &Disk, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+    disk.read(offset, &[VolatileSlice::from(to)]).map_err(Error::io("read", disk.path()))
+}
+
+/// Reads from a disk that goes on with zeroes past its end.
+fn read_padded(disk: &Disk, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+    let there = disk.size().saturating_sub(offset).min(to.len() as u64) as usize;
+    let (start, rest) = to.split_at_mut(there);
+    rest.fill(0);
+    if start.is_empty() { Ok(()) } else { read(disk, offset, start) }
+}
+
+/// Writes a buffer to a disk, which is at `path`.
+fn write(disk: &dyn Storage, path: &Path, offset: u64, from: &mut [u8]) -> Result<(), Error> {
+    disk.write(offset, &[VolatileSlice::from(from)]).map_err(Error::io("write", path))
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (start, words, end) = {
+        // SAFETY: any bytes are a valid number.
+        unsafe { bytes.align_to::<u128>() }
+    };
+    start.iter().chain(end).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
+}
+
+/// Checks a qcow2 image, and repairs what can be.
+pub fn check(
+    path: &Path,
+    repair: super::Repair,
+    progress: Progress<'_>,
+) -> Result<super::CheckReport, Error> {
+    let read_only = repair == super::Repair::No;
+    let file = super::disk::open_file(path, read_only)?;
+    super::lock::lock(&file, path, !read_only)?;
+    super::qcow2::check(&file, path, repair, progress)
+}
+
+#[cfg(test)]
+#[path = "tools_test.rs"]
+mod tests;
