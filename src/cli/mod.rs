@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, and what is printed. Knows nothing of KVM.
 
 mod completions;
+mod disk;
 mod doctor;
 mod flags;
 mod profile;
@@ -41,6 +42,7 @@ Examples:
   lodger run vmlinux --initrd root.cpio       boot Linux
   printf 'exits\\nhalt\\n' | lodger run         let the embedded guest measure what a trap costs
   lodger run --cpus 4,threads=2 --cpu baseline  a guest that can move to other servers
+  lodger disk create vm.qcow2 --backing base.qcow2  a copy-on-write disk; `lodger disk --help` has more
   lodger doctor                               what this host can do, and what to do about what it cannot
 
 RUST_LOG=debug tells more about what happens, on standard error.";
@@ -62,6 +64,8 @@ enum Command {
     /// Boot a guest in this process [default]
     #[command(after_help = STATUSES)]
     Run(Box<run::RunArgs>),
+    /// Make, examine and change disk images
+    Disk(disk::DiskArgs),
     /// Say what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
@@ -84,6 +88,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         None => run::run(&arguments.run, timeline),
         Some(Command::Run(run)) => run::run(&run, timeline),
+        Some(Command::Disk(arguments)) => disk::disk(&arguments),
         Some(Command::Doctor(doctor)) => return doctor::doctor(&doctor),
         Some(Command::Completions(completions)) => completions::print(&completions).map(|()| 0),
     };
