@@ -100,5 +100,7 @@ fn pieces<'a>(mut bytes: &'a mut [u8], numbers: &mut Numbers) -> Vec<VolatileSli
         slices.push(VolatileSlice::from(piece));
         bytes = rest;
     }
+    // Slices without a byte may be anywhere.
+    slices.push(VolatileSlice::from(bytes));
     slices
 }

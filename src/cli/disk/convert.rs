@@ -47,7 +47,7 @@ pub fn convert(arguments: &ConvertArgs) -> Result<u8, AnyError> {
     let mut progress = Progress::new(*json);
     tools::convert(&disk, target, format, *force, &mut progress.report())?;
     drop(progress);
-    output::print_image(*json, target, "made")?;
+    output::print_image(*json, target, format)?;
     Ok(0)
 }
 

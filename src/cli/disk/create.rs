@@ -44,17 +44,21 @@ pub struct CreateArgs {
 
 pub fn create(arguments: &CreateArgs) -> Result<u8, AnyError> {
     let CreateArgs { file, size, format, backing, backing_format, force, json } = arguments;
-    match (backing, size) {
+    let made = match (backing, size) {
         (Some(_), _) if *format == Some(Format::Raw) => {
             return Err("a raw image holds a whole disk and cannot lie on another: leave --format out".into());
         }
-        (Some(backing), size) => tools::create_overlay(file, backing, *backing_format, *size, *force)?,
+        (Some(backing), size) => {
+            tools::create_overlay(file, backing, *backing_format, *size, *force)?;
+            Format::Qcow2
+        }
         (None, size) => {
             let size = size.ok_or("how large shall the disk be? Say --size")?;
             let format = format.unwrap_or_else(|| super::convert::format_by_name(file));
             tools::create(file, format, size, *force)?;
+            format
         }
-    }
-    output::print_image(*json, file, "made")?;
+    };
+    output::print_image(*json, file, made)?;
     Ok(0)
 }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lodger::storage::Format;
 use lodger::storage::tools::{Info, info};
 use serde::Serialize;
 
@@ -26,10 +27,10 @@ pub fn print<T: Serialize>(json: bool, result: &T, words: impl FnOnce(&T) -> Str
     }
 }
 
-/// Tells what an image is now.
-pub fn print_image(json: bool, path: &Path, verb: &str) -> Result<(), AnyError> {
-    let info = info(path, None)?;
-    print(json, &info, |info| format!("{verb} {}", in_a_line(info)))
+/// Tells what was made.
+pub fn print_image(json: bool, path: &Path, format: Format) -> Result<(), AnyError> {
+    let info = info(path, Some(format))?;
+    print(json, &info, |info| format!("made {}", in_a_line(info)))
 }
 
 fn in_a_line(info: &Info) -> String {

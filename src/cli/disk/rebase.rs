@@ -21,12 +21,11 @@ Examples:
 /// Put an overlay onto another image, or onto none.
 #[derive(Args)]
 #[command(after_help = HELP)]
-#[group(id = "where", required = true, multiple = false, args = ["backing", "none"])]
 pub struct RebaseArgs {
     /// The overlay, a qcow2 image
     file: PathBuf,
     /// The image to lie on
-    #[arg(long, value_name = "BASE")]
+    #[arg(long, value_name = "BASE", required_unless_present = "none", conflicts_with = "none")]
     backing: Option<PathBuf>,
     /// The format of BASE [default: what its content says]
     #[arg(long, value_name = "FORMAT", requires = "backing")]

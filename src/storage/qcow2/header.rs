@@ -39,7 +39,6 @@ pub(in crate::storage) struct Backing {
 /// A header that makes sense.
 #[derive(Debug, Clone)]
 pub(in crate::storage) struct Header {
-    pub version: u32,
     pub cluster_bits: u32,
     pub size: u64,
     pub l1_entries: u32,
@@ -111,7 +110,6 @@ impl Header {
             return Err(format!("reference counts of 2^{refcount_order} bits (0 to 6 are allowed)"));
         }
         Ok(Self {
-            version,
             cluster_bits: be32(start, 20),
             size: be64(start, 24),
             l1_entries: be32(start, 36),

@@ -57,6 +57,19 @@ pub(super) fn create(file: RawFile, size: u64, backing: Option<&Backing>) -> io:
     builder.create()
 }
 
+/// The slices that have bytes, in `kept` if they are not all. `imago` panics at lists that have slices and no bytes,
+/// and a guest may send such.
+fn without_empty<'a, 'm>(
+    slices: &'a [VolatileSlice<'m>],
+    kept: &'a mut Vec<VolatileSlice<'m>>,
+) -> &'a [VolatileSlice<'m>] {
+    if slices.iter().all(|slice| !slice.is_empty()) {
+        return slices;
+    }
+    kept.extend(slices.iter().filter(|slice| !slice.is_empty()).cloned());
+    kept
+}
+
 /// A qcow2 image as a disk.
 #[derive(Debug)]
 pub(super) struct Qcow2Disk {
@@ -135,7 +148,8 @@ impl Storage for Qcow2Disk {
     fn read(&self, mut offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
         self.check(offset, to)?;
         let image = self.shared();
-        for slices in to.chunks(AT_ONCE) {
+        let mut kept = Vec::new();
+        for slices in without_empty(to, &mut kept).chunks(AT_ONCE) {
             // The guard keeps the memory mapped during the call.
             let (vector, _guard) = IoVectorMut::from_volatile_slice(slices);
             let len = vector.len();
@@ -149,7 +163,8 @@ impl Storage for Qcow2Disk {
         check_writable(self.read_only)?;
         self.check(offset, from)?;
         let image = self.shared();
-        for slices in from.chunks(AT_ONCE) {
+        let mut kept = Vec::new();
+        for slices in without_empty(from, &mut kept).chunks(AT_ONCE) {
             let (vector, _guard) = IoVector::from_volatile_slice(slices);
             let len = vector.len();
             image.writev(vector, offset)?;

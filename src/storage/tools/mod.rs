@@ -69,6 +69,13 @@ pub fn check(
     let read_only = repair == super::Repair::No;
     let file = super::disk::open_file(path, read_only)?;
     super::lock::lock(&file, path, !read_only)?;
+    if super::disk::recognised(&file, path)? == super::Format::Raw {
+        return Err(Error::refused(
+            path,
+            "a raw image has no tables that could be wrong",
+            "check it in its guest",
+        ));
+    }
     super::qcow2::check(&file, path, repair, progress)
 }
 
