@@ -1,0 +1,111 @@
+//! `lodger disk` as somebody at a shell uses it.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::support::Place;
+
+#[test]
+fn every_subcommand_explains_itself_with_examples() {
+    let place = Place::new();
+    let names = ["create", "info", "convert", "commit", "rebase", "resize", "check", "hash", "diff", "sync"];
+    for name in names {
+        let help = place.disk(&format!("{name} --help"));
+        assert!(help.contains("Example") && help.contains("--json"), "{name}: {help}");
+    }
+}
+
+#[test]
+fn results_are_json_where_that_is_asked_for() {
+    let place = Place::new();
+    place.sample("a.raw", 1 << 20, 1);
+    for line in [
+        "create b.qcow2 --backing a.raw --json",
+        "info b.qcow2 --json",
+        "convert b.qcow2 c.raw --json",
+        "check b.qcow2 --json",
+        "hash b.qcow2 --json",
+        "diff b.qcow2 c.raw --json",
+        "sync a.raw c.raw --json",
+        "resize b.qcow2 2M --json",
+        "rebase b.qcow2 --none --json",
+        "create d.qcow2 --backing b.qcow2 --json",
+        "commit d.qcow2 --json",
+    ] {
+        let text = place.disk(line);
+        serde_json::from_str::<serde_json::Value>(&text)
+            .unwrap_or_else(|error| panic!("{line}: {error}: {text}"));
+    }
+}
+
+#[test]
+fn wrong_usage_is_status_2_and_what_cannot_be_done_is_1() {
+    let place = Place::new();
+    for line in ["create x", "create x --size much", "rebase x", "resize x", "frobnicate"] {
+        assert_eq!(place.try_disk(line).0, Some(2), "{line}");
+    }
+    for line in
+        ["info none", "create nowhere/x --size 1M", "create . --size 1M", "check none", "create x --size 8E"]
+    {
+        let (status, text) = place.try_disk(line);
+        assert_eq!(status, Some(1), "{line}: {text}");
+        assert_eq!(text.lines().count(), 1, "{line}: {text}");
+    }
+}
+
+#[test]
+fn nothing_is_overwritten_without_force() {
+    let place = Place::new();
+    place.sample("a.raw", 1 << 20, 1);
+    for line in ["create a.raw --size 1M", "convert a.raw a.raw", "create a.raw --backing a.raw"] {
+        assert_eq!(place.try_disk(line).0, Some(1), "{line}");
+    }
+    place.sample("b.raw", 1 << 20, 2);
+    place.disk("convert a.raw b.raw --force");
+    assert_eq!(std::fs::read(place.path("a.raw")).unwrap(), std::fs::read(place.path("b.raw")).unwrap());
+    // Into itself: the source is in use.
+    assert_eq!(place.try_disk("convert a.raw a.raw --force").0, Some(1));
+}
+
+#[test]
+fn a_conversion_that_is_killed_leaves_nothing_half_made() {
+    let place = Place::new();
+    place.sample("a.raw", 200 << 20, 1);
+    for milliseconds in [5, 20, 60, 100] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lodger"))
+            .args(["disk", "convert", "a.raw", "b.qcow2"])
+            .current_dir(place.dir())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        let there: Vec<_> =
+            std::fs::read_dir(place.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        if status.signal().is_some() {
+            assert_eq!(there, ["a.raw"], "after {milliseconds} ms");
+        } else {
+            // It was faster.
+            std::fs::remove_file(place.path("b.qcow2")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_template_is_proved_unchanged_by_its_hash() {
+    let place = Place::new();
+    place.sample("template.raw", 2 << 20, 1);
+    let before = place.disk("hash template.raw");
+    place.disk("create vm.qcow2 --backing template.raw");
+    place.sample("other.raw", 2 << 20, 2);
+    place.disk("sync other.raw vm.qcow2");
+    assert_eq!(place.disk("hash template.raw --verify"), before);
+    let mut bytes = std::fs::read(place.path("template.raw")).unwrap();
+    bytes[1 << 20] ^= 1;
+    std::fs::write(place.path("template.raw"), bytes).unwrap();
+    let (status, text) = place.try_disk("hash template.raw --verify");
+    assert_eq!(status, Some(1));
+    assert!(text.contains("not what was hashed"), "{text}");
+}
