@@ -303,7 +303,7 @@ fn damaged_tables_are_survived() {
     let dir = TempDir::new();
     let good = victim(&dir);
     let path = dir.path().join("damaged.qcow2");
-    let mut numbers = Numbers(0xdead);
+    let mut numbers = Numbers(0xbeef1);
     // Refcount table, its block, L1 and L2 tables and some data come in the first clusters.
     for round in 0..400 {
         let mut bytes = good.clone();

@@ -5,4 +5,5 @@
 mod command;
 mod damage;
 mod formats;
+mod killed;
 mod support;
