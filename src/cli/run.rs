@@ -79,10 +79,15 @@ pub struct RunArgs {
 
     /// A disk of the guest; may be given several times
     ///
-    /// A raw file or block device, and after commas:
-    ///   ro           the guest may only read it
-    ///   queues=N     so many queues, each with a thread [default: 1]
-    ///   serial=TEXT  the serial number that the guest can ask for
+    /// An image or block device, and after commas:
+    ///   ro             the guest may only read it
+    ///   format=FORMAT  raw or qcow2 [default: as its content says]
+    ///   overlay=FILE   changes go to FILE, which is made if it is not there; the image stays as it is
+    ///   overlay        changes are forgotten at the end
+    ///   direct         past the host's page cache
+    ///   queues=N       so many queues, each with a thread [default: 1]
+    ///   serial=TEXT    the serial number that the guest can ask for
+    /// Or ephemeral,size=SIZE: zeroes at first, and forgotten at the end.
     /// Linux calls them /dev/vda, /dev/vdb and so on.
     #[arg(long, value_name = "FILE[,OPTION…]", verbatim_doc_comment)]
     disk: Vec<DiskSpec>,

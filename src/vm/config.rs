@@ -202,7 +202,7 @@ impl FromStr for MemorySpec {
 }
 
 /// A size in bytes, with an optional unit (powers of 1024): `512M`, `1GiB`, `1048576`.
-fn parse_size(text: &str) -> Result<u64, MemorySpecError> {
+pub(super) fn parse_size(text: &str) -> Result<u64, MemorySpecError> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = unit.to_ascii_lowercase();

@@ -4,51 +4,144 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::config::parse_size;
 use crate::devices::virtio::blk::SERIAL_LENGTH;
+use crate::memory::human;
+use crate::storage::Format;
 
 /// The most queues that a disk can have.
 const MOST_QUEUES: u16 = 16;
+/// What stands in place of a file for a disk that has none.
+const EPHEMERAL: &str = "ephemeral";
 
-/// A disk: the file that holds it, and how the guest sees it.
+/// A disk: what holds it, and how the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// The file.
-    pub path: PathBuf,
+    /// Where its bytes are.
+    pub source: DiskSource,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether the host's page cache is passed by, where a request is aligned for that.
+    pub direct: bool,
     /// How many queues it has, each with a thread.
     pub queues: u16,
     /// The serial number that the guest can ask for.
     pub serial: Option<String>,
 }
 
+/// Where the bytes of a disk are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// In an image.
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What it is; without, its content says.
+        format: Option<Format>,
+        /// Where the guest's changes go.
+        changes: Changes,
+    },
+    /// In a file without a name, which begins as zeroes and goes away with the machine.
+    Ephemeral {
+        /// How large it is.
+        size: u64,
+    },
+}
+
+/// Where the changes of an image go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changes {
+    /// Into the image.
+    Image,
+    /// Into an overlay that is made when the machine starts and goes away with it.
+    Forgotten,
+    /// Into this overlay, which is made if it is not there.
+    Overlay(PathBuf),
+}
+
 impl DiskSpec {
-    /// A disk that can be written, with one queue.
+    /// An image that can be written, with one queue.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), read_only: false, queues: 1, serial: None }
+        Self::of(DiskSource::Image { path: path.into(), format: None, changes: Changes::Image })
+    }
+
+    fn of(source: DiskSource) -> Self {
+        Self { source, read_only: false, direct: false, queues: 1, serial: None }
     }
 
     /// The serial number; without one, it is empty.
     pub fn serial(&self) -> &str {
         self.serial.as_deref().unwrap_or_default()
     }
+
+    fn option(&mut self, option: &str) -> Result<(), DiskSpecError> {
+        let unknown = || DiskSpecError::Option(option.to_owned());
+        match (
+            option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value))),
+            &mut self.source,
+        ) {
+            (("ro", None), _) => self.read_only = true,
+            (("direct", None), _) => self.direct = true,
+            (("queues", Some(number)), _) => {
+                let queues = number.parse().ok().filter(|queues| (1..=MOST_QUEUES).contains(queues));
+                self.queues = queues.ok_or_else(|| DiskSpecError::Queues(number.to_owned()))?;
+            }
+            (("serial", Some(serial)), _) => self.serial = Some(check_serial(serial)?.to_owned()),
+            (("format", Some(name)), DiskSource::Image { format, .. }) => {
+                *format = Some(name.parse().map_err(|_| DiskSpecError::Format(name.to_owned()))?);
+            }
+            (("overlay", None), DiskSource::Image { changes, .. }) => *changes = Changes::Forgotten,
+            (("overlay", Some(path)), DiskSource::Image { changes, .. }) if !path.is_empty() => {
+                *changes = Changes::Overlay(path.into());
+            }
+            (("size", Some(text)), DiskSource::Ephemeral { size }) => {
+                let bytes = parse_size(text).ok().filter(|&bytes| bytes > 0 && bytes.is_multiple_of(512));
+                *size = bytes.ok_or_else(|| DiskSpecError::Size(text.to_owned()))?;
+            }
+            _ => return Err(unknown()),
+        }
+        Ok(())
+    }
+}
+
+fn check_serial(serial: &str) -> Result<&str, DiskSpecError> {
+    let printable = serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    if serial.is_empty() || serial.len() > SERIAL_LENGTH || !printable {
+        return Err(DiskSpecError::Serial(serial.to_owned()));
+    }
+    Ok(serial)
 }
 
 /// Why this describes no disk.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DiskSpecError {
     /// No file.
-    #[error("it begins with the path of a file, as in disk.img,ro")]
+    #[error("it begins with the path of an image, as in disk.img,ro, or is {EPHEMERAL},size=SIZE")]
     NoPath,
     /// An option that there is not.
-    #[error("{0:?} is no option of a disk: there are ro, queues=N and serial=TEXT")]
+    #[error(
+        "{0:?} is no option of such a disk: images have format=raw|qcow2, overlay, overlay=FILE, those without a file \
+         size=SIZE, and all have ro, direct, queues=N, serial=TEXT"
+    )]
     Option(String),
+    /// A format that there is not.
+    #[error("{0:?} is no format of images: there are raw and qcow2")]
+    Format(String),
     /// Not so many queues.
     #[error("{0:?} is no number of queues: 1 to {MOST_QUEUES}")]
     Queues(String),
     /// Not such a serial number.
     #[error("{0:?} is no serial number: 1 to {SERIAL_LENGTH} printable characters")]
     Serial(String),
+    /// Not such a size.
+    #[error("{0:?} is no size of a disk, as in 1G or 512M: whole sectors of 512 bytes")]
+    Size(String),
+    /// A disk without a file needs a size.
+    #[error("a disk without a file has a size, as in {EPHEMERAL},size=1G")]
+    NoSize,
+    /// What is only read changes nowhere.
+    #[error("a disk that is only read (ro) has no changes that an overlay could hold")]
+    ReadOnlyOverlay,
 }
 
 impl FromStr for DiskSpec {
@@ -56,34 +149,42 @@ impl FromStr for DiskSpec {
 
     fn from_str(text: &str) -> Result<Self, DiskSpecError> {
         let mut parts = text.split(',');
-        let path = parts.next().filter(|path| !path.is_empty()).ok_or(DiskSpecError::NoPath)?;
-        let mut disk = Self::new(path);
-        for part in parts {
-            match part.split_once('=') {
-                None if part == "ro" => disk.read_only = true,
-                Some(("queues", number)) => {
-                    let queues = number.parse().ok().filter(|queues| (1..=MOST_QUEUES).contains(queues));
-                    disk.queues = queues.ok_or_else(|| DiskSpecError::Queues(number.to_owned()))?;
-                }
-                Some(("serial", serial)) => {
-                    let printable = serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-                    if serial.is_empty() || serial.len() > SERIAL_LENGTH || !printable {
-                        return Err(DiskSpecError::Serial(serial.to_owned()));
-                    }
-                    disk.serial = Some(serial.to_owned());
-                }
-                _ => return Err(DiskSpecError::Option(part.to_owned())),
+        let mut disk = match parts.next() {
+            None | Some("") => return Err(DiskSpecError::NoPath),
+            Some(EPHEMERAL) => Self::of(DiskSource::Ephemeral { size: 0 }),
+            Some(path) => Self::new(path),
+        };
+        parts.try_for_each(|option| disk.option(option))?;
+        match &disk.source {
+            DiskSource::Ephemeral { size: 0 } => Err(DiskSpecError::NoSize),
+            DiskSource::Image { changes, .. } if disk.read_only && *changes != Changes::Image => {
+                Err(DiskSpecError::ReadOnlyOverlay)
             }
+            _ => Ok(disk),
         }
-        Ok(disk)
     }
 }
 
 impl fmt::Display for DiskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        if self.read_only {
-            f.write_str(",ro")?;
+        match &self.source {
+            DiskSource::Ephemeral { size } => write!(f, "{EPHEMERAL},size={}", human(*size))?,
+            DiskSource::Image { path, format, changes } => {
+                write!(f, "{}", path.display())?;
+                if let Some(format) = format {
+                    write!(f, ",format={format}")?;
+                }
+                match changes {
+                    Changes::Image => {}
+                    Changes::Forgotten => f.write_str(",overlay")?,
+                    Changes::Overlay(path) => write!(f, ",overlay={}", path.display())?,
+                }
+            }
+        }
+        for (flag, name) in [(self.read_only, "ro"), (self.direct, "direct")] {
+            if flag {
+                write!(f, ",{name}")?;
+            }
         }
         if self.queues != 1 {
             write!(f, ",queues={}", self.queues)?;
@@ -101,7 +202,16 @@ mod tests {
 
     #[test]
     fn what_is_described_is_described_the_same_way_again() {
-        for text in ["disk.img", "/a b/c.raw,ro", "x,queues=4", "x,ro,queues=16,serial=ABC 123"] {
+        for text in [
+            "disk.img",
+            "/a b/c.raw,ro",
+            "x,queues=4",
+            "x,ro,direct,queues=16,serial=ABC 123",
+            "x,format=qcow2,overlay",
+            "x,overlay=/tmp/y.qcow2,direct",
+            "ephemeral,size=1G",
+            "ephemeral,size=512,serial=a",
+        ] {
             assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);
         }
     }
@@ -109,14 +219,24 @@ mod tests {
     #[test]
     fn what_describes_no_disk_is_refused_with_the_reason() {
         for (text, said) in [
-            ("", "path of a file"),
-            (",ro", "path of a file"),
+            ("", "path of an image"),
+            (",ro", "path of an image"),
             ("x,rw", "\"rw\" is no option"),
             ("x,", "\"\" is no option"),
+            ("x,size=1G", "\"size=1G\" is no option"),
+            ("x,ro=1", "\"ro=1\" is no option"),
+            ("x,overlay=", "\"overlay=\" is no option"),
+            ("ephemeral,size=1G,overlay", "\"overlay\" is no option"),
+            ("x,ro,overlay", "only read"),
+            ("x,format=vdi", "raw and qcow2"),
             ("x,queues=0", "1 to 16"),
             ("x,queues=17", "1 to 16"),
             ("x,serial=", "serial number"),
             ("x,serial=012345678901234567890", "serial number"),
+            ("ephemeral", "has a size"),
+            ("ephemeral,size=0", "size of a disk"),
+            ("ephemeral,size=513", "size of a disk"),
+            ("ephemeral,size=x", "size of a disk"),
         ] {
             let error = text.parse::<DiskSpec>().unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");

@@ -14,16 +14,15 @@ mod virtio;
 mod watch;
 
 use std::io;
-use std::path::PathBuf;
 
 use crate::console::Output;
 use crate::devices::ByteSink;
 use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
-use crate::{boot, bus, hv, memory};
+use crate::{boot, bus, hv, memory, storage};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
-pub use disk::{DiskSpec, DiskSpecError};
+pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
 pub use processors::offered_flags;
@@ -51,14 +50,9 @@ pub enum Error {
     /// Two devices claim one place.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// A disk's file cannot be used.
-    #[error("cannot open the disk {}: {source}", path.display())]
-    Disk {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
+    /// An image cannot be used.
+    #[error(transparent)]
+    Disk(#[from] storage::Error),
     /// There are not so many interrupts.
     #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
     TooManyDevices {

@@ -1,11 +1,13 @@
 //! Which virtio devices a machine has, and where.
 
-use std::fs::OpenOptions;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs, io, process};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Config, Error};
+use super::{Changes, Config, DiskSource, DiskSpec, Error};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
 use crate::devices::virtio::Device;
@@ -14,7 +16,7 @@ use crate::devices::virtio::mmio::{self, Mmio};
 use crate::devices::virtio::rng::Rng;
 use crate::hv::{Doorbell, Vm};
 use crate::memory::GuestMemory;
-use crate::storage::{RawFile, Storage};
+use crate::storage::{self, Disk, DiskOptions, Format, Layer, tools};
 
 /// Where the registers of the first device are: in the hole below 4 GiB.
 const BASE: u32 = 0xd000_0000;
@@ -32,11 +34,7 @@ pub(super) struct Planned {
 pub(super) fn plan(config: &Config) -> Result<Vec<Planned>, Error> {
     let mut devices: Vec<Arc<dyn Device>> = Vec::new();
     for disk in &config.disks {
-        let failed = |source| Error::Disk { path: disk.path.clone(), source };
-        let file = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path).map_err(failed)?;
-        let storage = RawFile::new(file, disk.read_only).map_err(failed)?;
-        let storage: Arc<dyn Storage> = Arc::new(storage);
-        devices.push(Arc::new(Blk::new(storage, disk.serial(), disk.queues)));
+        devices.push(Arc::new(Blk::new(Arc::new(open(disk)?), disk.serial(), disk.queues)));
     }
     if config.rng {
         devices.push(Arc::new(Rng));
@@ -47,6 +45,62 @@ pub(super) fn plan(config: &Config) -> Result<Vec<Planned>, Error> {
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
     Ok(devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) }).collect())
+}
+
+fn open(disk: &DiskSpec) -> Result<Disk, storage::Error> {
+    let options = |format| DiskOptions {
+        read_only: disk.read_only,
+        direct: disk.direct,
+        format,
+        ..DiskOptions::default()
+    };
+    match &disk.source {
+        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size),
+        DiskSource::Image { path, format, changes } => match changes {
+            Changes::Image => Disk::open(path, &options(*format)),
+            Changes::Overlay(overlay) => {
+                if !overlay.exists() {
+                    tools::create_overlay(overlay, path, *format, None, false)?;
+                }
+                let disk = Disk::open(overlay, &options(Some(Format::Qcow2)))?;
+                check_backing(&disk, overlay, path)?;
+                Ok(disk)
+            }
+            Changes::Forgotten => forgotten(path, *format, &options(Some(Format::Qcow2))),
+        },
+    }
+}
+
+/// An overlay of `base` whose file has no name any more once it is open.
+fn forgotten(base: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Disk, storage::Error> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("lodger-{}-{}.overlay", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let path = env::temp_dir().join(name);
+    // Its name leads there from the overlay's directory.
+    let base = base.canonicalize().map_err(|source| storage::Error::Io {
+        action: "open",
+        path: base.to_owned(),
+        source,
+    })?;
+    // A file of that name is left from a process that was killed.
+    tools::create_overlay(&path, &base, format, None, true)?;
+    let disk = Disk::open(&path, options);
+    // If it cannot be removed it stays, which harms nobody.
+    let _: io::Result<()> = fs::remove_file(&path);
+    disk
+}
+
+/// Fails if an overlay that was there already is one of something else.
+fn check_backing(disk: &Disk, overlay: &Path, base: &Path) -> Result<(), storage::Error> {
+    let same = |layer: &Layer| match (layer.path.canonicalize(), base.canonicalize()) {
+        (Ok(behind), Ok(base)) => behind == base,
+        _ => false,
+    };
+    if disk.layers().get(1).is_some_and(same) {
+        return Ok(());
+    }
+    let source = io::Error::other(format!("it is no overlay of {}", base.display()));
+    Err(storage::Error::Io { action: "use the overlay", path: overlay.to_owned(), source })
 }
 
 /// Puts the devices on the bus, and connects their doorbells and interrupts.

@@ -1,10 +1,11 @@
 //! Virtio disks, as Linux uses them.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::process::Stdio;
 
-use crate::support::{Files, Finished, Linux, Scratch, has_line, smp, tiny};
+use crate::support::{Files, Finished, Linux, Running, Scratch, has_line, lodger, program, smp, tiny};
 
 const MIB: u64 = 1 << 20;
 
@@ -69,6 +70,61 @@ fn disks_come_in_the_order_in_which_they_were_given() {
         let wanted = [(number * 2048).to_string(), format!("number {number}"), format!("disk {number}")];
         assert!(output.windows(3).any(|lines| lines == wanted), "{wanted:?} is not in {finished:?}");
     }
+}
+
+#[test]
+fn an_overlay_holds_what_a_guest_writes_and_its_template_stays_as_it_was() {
+    let scratch = Scratch::new();
+    let template = disk(&scratch, "template", 64 * MIB);
+    run(
+        tiny(),
+        &["--disk", &template],
+        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && echo template >/mnt/who && umount /mnt",
+    );
+    let before = fs::read(&template).unwrap();
+    let overlay = scratch.at("overlay.qcow2");
+    let kept = format!("{template},overlay={overlay}");
+    let script =
+        "mkdir -p /mnt && mount /dev/vda /mnt && cat /mnt/who && echo changed >/mnt/who && umount /mnt";
+    has_line(&run(tiny(), &["--disk", &kept], script), "template");
+    has_line(&run(tiny(), &["--disk", &kept], script), "changed");
+    let forgotten = format!("{template},overlay");
+    for _ in 0..2 {
+        has_line(&run(tiny(), &["--disk", &forgotten], script), "template");
+    }
+    assert!(fs::read(&template).unwrap() == before, "the template has changed");
+    assert!(fs::metadata(&overlay).unwrap().len() < 2 * MIB);
+    let other = disk(&scratch, "other", MIB);
+    let wrong = format!("{other},overlay={overlay}");
+    let said = Linux::new(tiny()).options(&["--disk", &wrong]).run("exit:42").with(1).stderr;
+    assert!(said.contains("is no overlay of"), "{said}");
+}
+
+#[test]
+fn a_disk_without_a_file_is_empty_and_goes_away() {
+    for _ in 0..2 {
+        let script =
+            "head -c 4 /dev/vda | od -An -tx1; echo full | dd of=/dev/vda conv=fsync; head -c 4 /dev/vda";
+        let finished = run(tiny(), &["--disk", "ephemeral,size=1M"], script);
+        has_line(&finished, " 00 00 00 00");
+        assert!(finished.stdout.contains("full"), "{finished:?}");
+    }
+}
+
+#[test]
+fn two_machines_cannot_write_to_one_disk() {
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "disk", MIB);
+    // The guest that is part of the program prints at once, and waits for input then.
+    let mut first = Running::start(program().args(["run", "--disk", &path]).stdin(Stdio::piped()));
+    let _input = first.stdin();
+    let mut output = first.stdout();
+    output.read_exact(&mut [0]).unwrap();
+    let said = lodger(["run", "--disk", &path], "").with(1).stderr;
+    assert!(said.contains(&format!("in use by process {}", first.id())), "{said}");
+    first.signal(libc::SIGKILL);
+    first.wait();
+    lodger(["run", "--disk", &path], "").with(0);
 }
 
 #[test]
