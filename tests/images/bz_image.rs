@@ -45,14 +45,17 @@ pub const CODE_AT: usize = 0x400;
 /// Where the payload starts in the file.
 pub const PAYLOAD_AT: usize = CODE_AT + PAYLOAD_OFFSET;
 const PAYLOAD_OFFSET: usize = 0x300;
+/// How long the CRC is with which an image ends.
+const CRC_SIZE: usize = 4;
 /// Where the code for 64-bit mode starts, counted from the code for 32-bit mode.
 const ENTRY_64: usize = 0x200;
 
-/// A correct bzImage: boot protocol 2.15, relocatable by pages, at 1 MiB if it can, with room for 64 KiB.
+/// A correct bzImage: boot protocol 2.15, relocatable by pages, at 1 MiB if it can, with room for 64 KiB. Its CRC is left
+/// out, as by Linux from 6.16 on, so that fields can be changed; [`seal`] puts it in.
 pub fn bz_image(code32: &[u8], code64: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; PAYLOAD_AT];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    let code_size = (PAYLOAD_OFFSET + payload.len()).next_multiple_of(16);
+    let code_size = (PAYLOAD_OFFSET + payload.len() + CRC_SIZE).next_multiple_of(16);
     put(field::SETUP_SECTS, &[1]);
     put(field::SYSSIZE, &(code_size as u32 / 16).to_le_bytes());
     put(0x1fe, &[0x55, 0xaa]);
@@ -76,4 +79,11 @@ pub fn bz_image(code32: &[u8], code64: &[u8], payload: &[u8]) -> Vec<u8> {
     image.extend(payload);
     image.resize(CODE_AT + code_size, 0);
     image
+}
+
+/// Ends `image` with the CRC-32 of all before it, as Linux's build did up to 6.15.
+#[allow(dead_code, reason = "each user of this file has need of some of them")]
+pub fn seal(image: &mut [u8]) {
+    let (contents, field) = image.split_at_mut(image.len() - CRC_SIZE);
+    field.copy_from_slice(&(!crc32fast::hash(contents)).to_le_bytes());
 }

@@ -56,6 +56,19 @@ fn a_damaged_payload_is_refused_and_the_place_named() {
 }
 
 #[test]
+fn damage_that_the_formats_themselves_do_not_notice_is_refused() {
+    let scratch = Scratch::new();
+    let whole = fs::read(tiny().path("bzimage_lz4")).unwrap();
+    for at in [0x3000, whole.len() / 3, whole.len() / 2, whole.len() - 5000] {
+        let mut image = whole.clone();
+        image[at] ^= 1;
+        let path = scratch.file("damaged", &image);
+        refused(&path, &[], &[&path, "damaged"]);
+        refused(&path, &["--entry", "image"], &[&path, "the image is damaged", "CRC-32"]);
+    }
+}
+
+#[test]
 fn a_truncated_image_is_refused() {
     let scratch = Scratch::new();
     for name in ["bzimage_gzip", "bzimage_zstd", "vmlinux"] {

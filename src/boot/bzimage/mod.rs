@@ -4,9 +4,10 @@
 //! code is run where that cannot be: when the payload's format is not known or holds something else, and when
 //! it is asked for.
 //!
-//! Documentation/arch/x86/boot.rst. `header` reads the setup header, `place` finds room for the image when its
-//! own code is run, and `boot::payload` unpacks.
+//! Documentation/arch/x86/boot.rst. `header` reads the setup header, `checksum` finds what damage nothing
+//! else does, `place` finds room for the image when its own code is run, and `boot::payload` unpacks.
 
+mod checksum;
 mod header;
 mod place;
 
@@ -44,6 +45,17 @@ pub enum Problem {
         /// What is wrong with that.
         why: String,
     },
+    /// Its CRC-32 is not that of its bytes.
+    #[error(
+        "the image is damaged: the CRC-32 of its first {end:#x} bytes, which its last four are for, is {found:#x} \
+         instead of 0xffffffff"
+    )]
+    Checksum {
+        /// What was found, over the CRC as well.
+        found: u32,
+        /// Where the CRC, and with it the image, ends in the file.
+        end: u64,
+    },
     /// An entry of the ELF image was asked for.
     #[error("{why}, so that it can only be entered by its own code (--entry image)")]
     NoElf {
@@ -56,9 +68,13 @@ pub enum Problem {
 pub fn read<'a>(image: Image<'a>, options: &Options<'_>, layout: &Layout) -> Result<Kernel<'a>, Error> {
     let header = SetupHeader::read(&image)?;
     if options.entry == Entry::Image {
+        checksum::check(&image, &header)?;
         return own_code(image, header, layout);
     }
-    match unpack(&image, &header, layout)? {
+    // Damage that unpacking finds is told better: with the place.
+    let payload = unpack(&image, &header, layout)?;
+    checksum::check(&image, &header)?;
+    match payload {
         Payload::Elf { format, image } => {
             let kernel = Kernel::from_elf(image, options.entry)?;
             let initrd_end = header.initrd_end(kernel.protocol);

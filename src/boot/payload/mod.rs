@@ -7,7 +7,8 @@
 //! has made, never with what a header claims.
 //!
 //! gzip, xz, bzip2 and zstd find damage by a checksum. LZMA and LZ4 as Linux uses them have none: damage that
-//! leaves the structure and the size alone goes unnoticed there.
+//! leaves the structure and the size alone goes unnoticed here, and is left to the checksum of the whole image, which
+//! `bzimage` looks at next.
 //!
 //! `bzimage` uses it. The decoders themselves come from other crates; the framing of xz and LZ4 is ours.
 
