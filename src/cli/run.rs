@@ -35,7 +35,7 @@ pub struct RunArgs {
 
     /// How much memory the guest has, and how the host backs it
     ///
-    /// A size in K, M, G or T, and after commas:
+    /// A size in bytes, or in K, M, G, T, P or E, as in 512M or 3.5G, and after commas:
     ///   hugepages  ask for transparent 2 MiB pages
     ///   hugetlb    take 2 MiB pages from the reserved pool
     ///   prefault   touch all of it now

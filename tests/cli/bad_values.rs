@@ -21,7 +21,7 @@ fn what_is_no_option_is_wrong_usage() {
 
 #[test]
 fn text_that_is_no_size_is_wrong_usage() {
-    for text in ["100M1", "", "M", "lots", "1.5G", "0x100000", "16E", "99999999999999999999"] {
+    for text in ["100M1", "", "M", "lots", "1.G", ".5G", "1.1G", "0x100000", "16E", "99999999999999999999"] {
         misunderstood(&["--memory", text], "--memory");
     }
     misunderstood(&["--memory=-1"], "-1");
