@@ -18,7 +18,8 @@
 //! 0x9fc00  ┼ MP: floating pointer ┐
 //! 0xa0000  │ video memory, ROMs   │ memory that the guest is told is not free
 //! 0xe0000  │ ACPI tables          │
-//! 0xf0000  │ MP: table            ┘
+//! 0xf0000  │ MP: table            │
+//! 0xffff0  │ code that resets     ┘
 //! 0x100000 ┴ the kernel, as a rule; the embedded guest is linked here
 //! ```
 //!
@@ -62,6 +63,8 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const MP_TABLE: u64 = 0xf_0000;
 /// Room for the ACPI tables.
 pub const ACPI_ROOM: u64 = MP_TABLE - ACPI_TABLES;
+/// Where a PC's firmware starts: whoever jumps here in real mode wants the machine to be reset.
+pub const RESET_CODE: u64 = 0xf_fff0;
 /// Where memory is ordinary again.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

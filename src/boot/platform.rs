@@ -28,6 +28,8 @@ pub struct Platform<'a> {
     pub sleep: SleepPorts,
     /// How the guest resets the machine.
     pub reset: ResetPort,
+    /// What the code at the place where a PC's firmware starts does to the machine.
+    pub reset_code: ResetPort,
     /// The port at which the guest tells that it panicked.
     pub panic_port: u16,
     /// Virtio devices that are reached through memory.
@@ -89,6 +91,7 @@ pub(super) fn platform(cpus: u8, virtio: &[VirtioMmio]) -> Platform<'_> {
         serial: SerialPort { base: 0x3f8, interrupt: 4 },
         sleep: SleepPorts { control: 0x600, status: 0x601, off: 5 },
         reset: ResetPort { port: 0x64, value: 0xfe },
+        reset_code: ResetPort { port: 0xcf9, value: 6 },
         panic_port: 0x505,
         virtio,
     }

@@ -1,8 +1,9 @@
-//! The tables that describe the machine, at their places in the first MiB.
+//! The tables that describe the machine, at their places in the first MiB; and what is left of a firmware's code: a jump to
+//! its start resets the machine.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::platform::Platform;
+use super::platform::{Platform, ResetPort};
 use super::{Error, acpi, map, mp};
 use crate::memory::{GuestMemory, Region};
 
@@ -11,6 +12,23 @@ use crate::memory::{GuestMemory, Region};
 pub struct Tables {
     acpi: acpi::Tables,
     mp: Vec<u8>,
+    reset_code: [u8; RESET_CODE_SIZE],
+}
+
+const RESET_CODE_SIZE: usize = 9;
+
+/// Code for real mode that writes what resets the machine to its port.
+fn reset_code(reset: ResetPort) -> [u8; RESET_CODE_SIZE] {
+    let [low, high] = reset.port.to_le_bytes();
+    #[rustfmt::skip]
+    let code = [
+        0xba, low, high,    // mov dx, port
+        0xb0, reset.value,  // mov al, value
+        0xee,               // out dx, al
+        0xf4,               // hlt
+        0xeb, 0xfd,         // jmp to the hlt
+    ];
+    code
 }
 
 impl Tables {
@@ -21,7 +39,7 @@ impl Tables {
         if size > map::ACPI_ROOM {
             return Err(Error::AcpiTooLarge { size, room: map::ACPI_ROOM });
         }
-        Ok(Self { acpi, mp: mp::table(platform) })
+        Ok(Self { acpi, mp: mp::table(platform), reset_code: reset_code(platform.reset_code) })
     }
 
     /// Where ACPI's root pointer and tables lie; the root pointer comes first.
@@ -30,11 +48,12 @@ impl Tables {
     }
 
     /// Everything that is written.
-    pub fn regions(&self) -> [Region; 3] {
+    pub fn regions(&self) -> [Region; 4] {
         [
             self.acpi(),
             Region { start: map::MP_TABLE, size: self.mp.len() as u64 },
             Region { start: map::MP_POINTER, size: size_of_val(&mp::floating_pointer(0)) as u64 },
+            Region { start: map::RESET_CODE, size: RESET_CODE_SIZE as u64 },
         ]
     }
 
@@ -43,6 +62,7 @@ impl Tables {
         let memory = memory.mapped();
         memory.write_slice(&self.acpi.bytes, GuestAddress(self.acpi.start))?;
         memory.write_slice(&self.mp, GuestAddress(map::MP_TABLE))?;
+        memory.write_slice(&self.reset_code, GuestAddress(map::RESET_CODE))?;
         memory.write_slice(&mp::floating_pointer(map::MP_TABLE as u32), GuestAddress(map::MP_POINTER))
     }
 }
@@ -64,7 +84,7 @@ mod tests {
         let mut regions = tables.regions();
         regions.sort_by_key(|region| region.start);
         assert!(regions.is_sorted_by(|low, high| low.end() <= high.start), "{regions:x?}");
-        assert!(regions[0].start == map::EXTENDED_BIOS_DATA && regions[2].end() <= map::HIGH_MEMORY);
+        assert!(regions[0].start == map::EXTENDED_BIOS_DATA && regions[3].end() <= map::HIGH_MEMORY);
     }
 
     #[test]

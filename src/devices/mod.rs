@@ -10,6 +10,7 @@ pub mod debug_exit;
 pub mod i8042;
 pub mod post;
 pub mod pvpanic;
+pub mod reset;
 pub mod serial;
 pub mod sleep;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::post::{self, Post};
 use crate::devices::pvpanic::{self, PvPanic};
+use crate::devices::reset::{self, Reset};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sleep::{self, Sleep};
 use crate::devices::virtio::mmio::Mmio;
@@ -192,6 +193,7 @@ impl<V: Vm> Machine<V> {
         }
         builder.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit))?;
         builder.claim_ports(sleep::CLAIM, Arc::new(Sleep))?;
+        builder.claim_ports(reset::CLAIM, Arc::new(Reset::default()))?;
         builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
         let virtio = virtio::connect(planned, &board.vm, &board.memory, &mut builder)?;
@@ -360,6 +362,7 @@ fn platform<'a>(topology: &Topology, virtio: &'a [VirtioMmio]) -> Platform<'a> {
             off: sleep::TYPE_OFF,
         },
         reset: boot::ResetPort { port: i8042::COMMAND_CLAIM.base, value: i8042::PULSE_RESET },
+        reset_code: boot::ResetPort { port: reset::CLAIM.base, value: reset::HARD },
         panic_port: pvpanic::CLAIM.base,
         virtio,
     }
