@@ -139,6 +139,14 @@ fn each_boot_has_a_seed_of_its_own() {
 }
 
 #[test]
+fn a_kernel_without_no_execute_gets_no_seed() {
+    let guest = memory(16 * MIB);
+    load(&guest, bytes(&linux()), &Options { without_nx: true, ..Options::default() }).unwrap();
+    assert_eq!({ zero_page(&guest).hdr.setup_data }, 0);
+    assert!(read(&guest, map::SEED, 80).iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn pvh_and_linux_are_told_where_the_tables_are() {
     let platform = platform(2, &[]);
     let options = |entry| Options { entry, platform: Some(&platform), ..Options::default() };

@@ -132,6 +132,10 @@ pub struct Options<'a> {
     /// The initial file system: files that the guest sees as one, each beginning at a multiple of four bytes, as
     /// cpio archives do.
     pub initrds: &'a [Source<'a>],
+    /// Whether the guest's processors lack the no-execute bit. Such a kernel gets no seed: Linux maps the list in which it
+    /// would be before it has looked whether that bit may be set (`parse_setup_data` comes before `x86_configure_nx`), and
+    /// dies of it.
+    pub without_nx: bool,
     /// What else the guest is told of the machine, by ACPI and MP tables; without, there are none. Images that
     /// start in real mode have the first MiB to themselves and are told nothing.
     pub platform: Option<&'a Platform<'a>>,
@@ -178,7 +182,7 @@ pub fn load(memory: &GuestMemory, kernel: Source<'_>, options: &Options<'_>) -> 
     let devices = devices_on_command_line(&kernel, options)?;
     let line = command_line::compose(kernel.is_linux, longest, options, &devices)?;
     let plan = Plan::make(kernel, initrds, options.platform, memory.layout())?;
-    plan.carry_out(memory, &line)
+    plan.carry_out(memory, &line, !options.without_nx)
 }
 
 /// The devices that the kernel has to be told of in words: those that only ACPI describes, where Linux was built

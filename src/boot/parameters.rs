@@ -42,6 +42,8 @@ pub struct Told {
     pub initrd: Option<Region>,
     /// Where ACPI's root pointer is.
     pub acpi_root: Option<u64>,
+    /// Whether there is a seed for random numbers, where the protocol has a place for one.
+    pub seed: bool,
 }
 
 /// Writes the descriptor table whose code segment is `code`.
@@ -93,7 +95,7 @@ pub fn write_pvh(memory: &GuestMemory, told: &Told) -> Result<(), GuestMemoryErr
 
 /// Writes random bytes for the zero page to point to: without any, kernels that find no random numbers elsewhere
 /// spend seconds of their boot collecting them.
-pub fn write_seed(memory: &GuestMemory) -> Result<(), Error> {
+fn write_seed(memory: &GuestMemory) -> Result<(), Error> {
     let mut seed = [0; SEED_SIZE];
     fill_with_random(&mut seed).map_err(Error::Random)?;
     let mut data = Vec::with_capacity(16 + SEED_SIZE);
@@ -124,14 +126,13 @@ fn fill_with_random(buffer: &mut [u8]) -> io::Result<()> {
 }
 
 /// Writes what a Linux kernel finds through RSI. `header` is that of the image which the kernel came in.
-pub fn write_zero_page(
-    memory: &GuestMemory,
-    told: &Told,
-    header: Option<&SetupHeader>,
-) -> Result<(), GuestMemoryError> {
+pub fn write_zero_page(memory: &GuestMemory, told: &Told, header: Option<&SetupHeader>) -> Result<(), Error> {
     let mut params = header.map_or_else(own_parameters, SetupHeader::boot_params);
     params.hdr.cmd_line_ptr = map::COMMAND_LINE as u32;
-    params.hdr.setup_data = map::SEED;
+    if told.seed {
+        write_seed(memory)?;
+        params.hdr.setup_data = map::SEED;
+    }
     params.acpi_rsdp_addr = told.acpi_root.unwrap_or(0);
     if let Some(initrd) = told.initrd {
         (params.hdr.ramdisk_image, params.ext_ramdisk_image) = halves(initrd.start);
@@ -142,7 +143,7 @@ pub fn write_zero_page(
             boot_e820_entry { addr: range.region.start, size: range.region.size, r#type: range.usage as u32 };
         params.e820_entries = number as u8 + 1;
     }
-    memory.mapped().write_obj(params, GuestAddress(map::ZERO_PAGE))
+    Ok(memory.mapped().write_obj(params, GuestAddress(map::ZERO_PAGE))?)
 }
 
 /// The boot parameters to start from for a kernel that came without a setup header.

@@ -61,7 +61,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Writes it. Only a failing read, or a file that has become shorter, can stop this half way.
-    pub fn carry_out(&self, memory: &GuestMemory, command_line: &str) -> Result<Start, Error> {
+    pub fn carry_out(&self, memory: &GuestMemory, command_line: &str, seed: bool) -> Result<Start, Error> {
         for piece in self.pieces.iter().filter(|piece| piece.in_file > 0) {
             self.image.copy_to(memory, piece.offset, piece.in_file, piece.place.start)?;
         }
@@ -77,6 +77,7 @@ impl<'a> Plan<'a> {
             map: map::memory_map(memory.layout(), acpi),
             initrd,
             acpi_root: acpi.map(|acpi| acpi.start),
+            seed,
         };
         self.handover.write(memory, command_line, &told)?;
         Ok(Start {
@@ -181,12 +182,10 @@ impl Handover {
             }
             Self::Linux32 { header, .. } => {
                 parameters::write_descriptors(memory, &segments::code32())?;
-                parameters::write_seed(memory)?;
                 parameters::write_zero_page(memory, told, header.as_ref())?;
             }
             Self::Long { tables, header, .. } => {
                 parameters::write_descriptors(memory, &segments::code64())?;
-                parameters::write_seed(memory)?;
                 parameters::write_zero_page(memory, told, header.as_ref())?;
                 tables.write(memory)?;
             }

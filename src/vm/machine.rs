@@ -381,6 +381,7 @@ fn load(
         append: &config.append,
         initrds: &initrds,
         flat: config.flat,
+        without_nx: !config.cpu.has("nx"),
         platform: Some(&platform(topology, virtio)),
     };
     Ok(boot::load(memory, config.kernel.source(), &options)?)

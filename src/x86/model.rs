@@ -201,6 +201,11 @@ impl CpuModel {
         *self == Self::default()
     }
 
+    /// Whether it has `flag` on a host that offers everything.
+    pub fn has(&self, flag: &str) -> bool {
+        self.wanted(Flags::ALL, Quirks::default()).is_ok_and(|wanted| wanted.has(flag))
+    }
+
     /// The leaves that a machine's processors have in common, of those that a host offers.
     ///
     /// `kept` are leaves in which the host shows flags that it was asked to hide, as [`returned`] tells; empty at

@@ -217,3 +217,10 @@ fn every_flag_that_is_spoken_of_exists() {
         assert!(!known_flags().contains(&other), "{other} has its own name");
     }
 }
+
+#[test]
+fn a_model_tells_what_it_leaves_out() {
+    for (text, has) in [("host", true), ("baseline", true), ("host,-nx", false), ("baseline,-nx,+nx", true)] {
+        assert_eq!(text.parse::<CpuModel>().unwrap().has("nx"), has, "{text}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Several processors, found by ACPI.
 
-use crate::support::{Finished, Linux, has_line, section, smp};
+use crate::support::{Finished, Linux, has_line, section, smp, tiny};
 
 /// What `/proc/cpuinfo` says of `name`, for each processor.
 fn values<'a>(finished: &'a Finished, name: &str) -> Vec<&'a str> {
@@ -35,6 +35,14 @@ fn processors_are_arranged_as_was_asked_for() {
         assert_eq!(values(&finished, "core id"), cores, "{finished:?}");
         assert_eq!(values(&finished, "physical id"), packages, "{finished:?}");
     }
+}
+
+#[test]
+fn a_processor_without_no_execute_boots() {
+    let finished = Linux::new(tiny()).options(&["--cpu", "host,-nx"]).run("show:/proc/cpuinfo log exit:42");
+    let finished = finished.with(42);
+    assert_eq!(values(&finished, "processor"), ["0"]);
+    assert!(section(&finished, "log").contains("NX (Execute Disable) protection missing"), "{finished:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ const OWN: Options<'_> = Options {
     append: &[],
     initrds: &[],
     platform: None,
+    without_nx: false,
     flat: None,
 };
 
