@@ -4,10 +4,11 @@ use std::{fs, io};
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
 };
 
-use super::{Error, Layout, Region};
+use super::{Error, Layout, PAGE_SIZE, Region};
 use crate::kernel_files::{self, bytes};
 
 const HUGE_PAGE: u64 = 2 << 20;
@@ -29,6 +30,8 @@ pub struct Options {
 pub struct GuestMemory {
     mapped: GuestMemoryMmap,
     layout: Layout,
+    /// Its pages are from the reserved pool.
+    reserved: bool,
 }
 
 impl GuestMemory {
@@ -50,7 +53,7 @@ impl GuestMemory {
             .collect::<Result<Vec<_>, _>>()?;
         // Regions of a layout are in order and apart, which is all that can be wrong here.
         let mapped = GuestMemoryMmap::from_regions(regions).map_err(|_| Error::Inconsistent)?;
-        Ok(Self { mapped, layout })
+        Ok(Self { mapped, layout, reserved: options.hugetlb })
     }
 
     /// The view through which everything reads and writes guest memory.
@@ -68,6 +71,35 @@ impl GuestMemory {
         self.mapped
             .iter()
             .map(|region| (Region { start: region.start_addr().0, size: region.len() }, region.as_ptr()))
+    }
+
+    /// Gives the whole pages in a range back to the host, and says how many bytes they are. Their contents are lost;
+    /// who touches them again finds zeroes. Pages of the reserved pool stay: they are reserved for this machine
+    /// anyway, and a guest that wants one back when the pool is empty would kill this process.
+    pub fn give_back(&self, address: u64, length: u64) -> Result<u64, Error> {
+        let outside = Error::NotMemory { address, length };
+        let Some((region, offset)) = self.mapped.to_region_addr(GuestAddress(address)) else {
+            return Err(outside);
+        };
+        let offset = offset.raw_value();
+        let Some(end) = offset.checked_add(length).filter(|&end| end <= region.len()) else {
+            return Err(outside);
+        };
+        // Regions begin and end with a page.
+        let (first, last) = (offset.next_multiple_of(PAGE_SIZE), end - end % PAGE_SIZE);
+        if self.reserved || first >= last {
+            return Ok(0);
+        }
+        let length = last - first;
+        // SAFETY: the range lies in a mapping of ours. Guest memory is accessed through volatile accessors only, which
+        // expect that its contents change at any time.
+        let result = unsafe {
+            libc::madvise(region.as_ptr().add(first as usize).cast(), length as usize, libc::MADV_DONTNEED)
+        };
+        match result {
+            0 => Ok(length),
+            _ => Err(Error::GiveBack { length, source: io::Error::last_os_error() }),
+        }
     }
 }
 
@@ -172,6 +204,45 @@ mod tests {
     fn prefaulted_memory_is_there_from_the_start() {
         let memory = map(4 << 20, Options { prefault: true, ..Options::default() }).unwrap();
         assert_eq!(resident_pages(&memory), 1024);
+    }
+
+    #[test]
+    fn pages_that_are_given_back_are_not_resident_and_read_as_zero() {
+        let memory = map(4 << 20, Options { prefault: true, ..Options::default() }).unwrap();
+        memory.mapped().write_slice(&[7; 0x6000], GuestAddress(0x1000)).unwrap();
+        // From the middle of a page to the middle of another: four whole ones between them.
+        assert_eq!(memory.give_back(0x1800, 0x4fff).unwrap(), 0x4000);
+        assert_eq!(resident_pages(&memory), 1020);
+        let mut bytes = [0xee; 0x6000];
+        memory.mapped().read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        assert!(bytes[..0x1000].iter().all(|&byte| byte == 7));
+        assert!(bytes[0x1000..0x5000].iter().all(|&byte| byte == 0));
+        assert!(bytes[0x5000..].iter().all(|&byte| byte == 7));
+        // No whole page.
+        for (address, length) in [(0, 0), (0, 0xfff), (1, 0x1fff - 1), ((4 << 20) - 1, 1)] {
+            assert_eq!(memory.give_back(address, length).unwrap(), 0, "{address:#x} {length:#x}");
+        }
+        assert_eq!(memory.give_back(0, 4 << 20).unwrap(), 4 << 20);
+        assert_eq!(resident_pages(&memory), 0);
+    }
+
+    #[test]
+    fn what_is_no_memory_is_not_given_back() {
+        let memory = map(4 << 30, Options::default()).unwrap();
+        for (address, length) in [
+            (5 << 30, 0x1000),
+            (0xbfff_f000, 0x2000),
+            (0xc000_0000, 0x1000),
+            (0xffff_f000, 0x2000),
+            (0x1000, u64::MAX),
+            (u64::MAX, 1),
+            (u64::MAX, u64::MAX),
+        ] {
+            let error = memory.give_back(address, length).unwrap_err();
+            assert!(matches!(error, Error::NotMemory { .. }), "{address:#x} {length:#x}: {error}");
+        }
+        assert_eq!(memory.give_back(0xbfff_f000, 0x1000).unwrap(), 0x1000);
+        assert_eq!(memory.give_back(0x1_0000_0000, 0x1000).unwrap(), 0x1000);
     }
 
     #[test]

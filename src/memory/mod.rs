@@ -88,6 +88,22 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// No such range is in guest memory.
+    #[error("{length} bytes at {address:#x} are not in guest memory")]
+    NotMemory {
+        /// Where the range begins.
+        address: u64,
+        /// How long it is.
+        length: u64,
+    },
+    /// The host does not take memory back.
+    #[error("cannot give {} of guest memory back to the host: {source}", told(*.length))]
+    GiveBack {
+        /// How much.
+        length: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A saved layout contradicts itself.
     #[error("the saved memory layout is not one that a machine can have")]
     Inconsistent,
