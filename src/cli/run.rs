@@ -11,7 +11,8 @@ use lodger::console::{self, Console, Input, Output};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
 use lodger::vm::{
-    Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome, Timeline,
+    BalloonSpec, Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome,
+    Timeline,
 };
 use lodger::x86::model::CpuModel;
 
@@ -96,6 +97,14 @@ pub struct RunArgs {
     #[arg(long)]
     rng: bool,
 
+    /// Give the guest a balloon: memory that it is asked to do without, and gives back to the host
+    ///
+    /// SIZE is what the guest is asked for from the start [default: 0]. It also reports what is free without being
+    /// asked, and the host has it back within seconds; SIZE,no-reporting has it not do that. The guest takes memory out
+    /// of its balloon when it has none left.
+    #[arg(long, value_name = "SIZE[,OPTION]", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    balloon: Option<BalloonSpec>,
+
     /// How the kernel is entered: auto, pvh, linux64 or image
     ///
     /// pvh and linux64 insist on that protocol. auto takes linux64 for Linux, which can be given a seed for its random
@@ -152,6 +161,7 @@ impl RunArgs {
             initrds: self.initrd.clone(),
             disks: self.disk.clone(),
             rng: self.rng,
+            balloon: self.balloon,
             completion: self.completion,
         }
     }

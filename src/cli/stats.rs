@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use lodger::bus::UnownedAccesses;
+use lodger::devices::virtio::balloon::GivenBack;
 use lodger::hv::Vm;
 use lodger::vm::{Machine, Timeline};
 
@@ -46,6 +47,13 @@ pub fn print_stats<V: Vm>(machine: &Machine<V>) {
     print_unowned("addresses", &unowned.memory);
     if let Some(code) = machine.last_post_code() {
         say!("  last POST code: {code:#04x}");
+    }
+    if let Some(balloon) = machine.balloon() {
+        let GivenBack { inflated, reported } = balloon.given_back();
+        let [held, inflated, reported] = [balloon.actual(), inflated, reported].map(|bytes| bytes >> 20);
+        say!(
+            "  balloon: holds {held} MiB; given back {inflated} MiB into it, {reported} MiB reported as free"
+        );
     }
     if let Some(kib) = peak_memory() {
         say!("  peak resident memory, the guest's touched pages included: {kib} KiB");

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{CpusSpec, DiskSpec};
+use super::{BalloonSpec, CpusSpec, DiskSpec};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
 use crate::x86::model::CpuModel;
@@ -35,6 +35,8 @@ pub struct Config {
     pub disks: Vec<DiskSpec>,
     /// Whether it has a source of random numbers.
     pub rng: bool,
+    /// Its balloon, if it has one.
+    pub balloon: Option<BalloonSpec>,
     /// Whether what the host's KVM cannot do is done in its place.
     pub completion: Completion,
 }
@@ -54,6 +56,7 @@ impl Default for Config {
             initrds: Vec::new(),
             disks: Vec::new(),
             rng: false,
+            balloon: None,
             completion: Completion::Auto,
         }
     }

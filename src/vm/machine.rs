@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config::{Completion, Config, Kernel};
-use super::virtio::{self, Planned};
+use super::virtio::{self, Plan};
 use super::watch::{self, Watch};
 use super::{Error, Outcome, Timeline, processors};
 use crate::boot::{self, Platform, Protocol, Source, Start, VirtioMmio};
@@ -20,6 +20,7 @@ use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::reset::{self, Reset};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sleep::{self, Sleep};
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
 use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
@@ -39,6 +40,7 @@ pub struct Machine<V: Vm> {
     bus: Arc<Bus>,
     devices: Devices,
     virtio: Vec<Arc<Mmio>>,
+    balloon: Option<Arc<Balloon>>,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
     gaps: Gaps,
@@ -141,7 +143,7 @@ impl<V: Vm> Machine<V> {
         timeline.mark("virtual machine created");
         let memory = map_memory(&vm, config)?;
         timeline.mark("memory mapped");
-        let places: Vec<_> = planned.iter().map(|planned| planned.place).collect();
+        let places: Vec<_> = planned.devices.iter().map(|planned| planned.place).collect();
         let start = load(&memory, config, &topology, &places)?;
         timeline.mark("kernel loaded");
         log::debug!(
@@ -173,7 +175,7 @@ impl<V: Vm> Machine<V> {
     fn assemble(
         board: Arc<Board<V>>,
         vcpus: Vec<V::Vcpu>,
-        planned: Vec<Planned>,
+        planned: Plan,
         gaps: Gaps,
         kernel: Option<Arc<Programs>>,
         console: Arc<dyn ByteSink>,
@@ -196,7 +198,7 @@ impl<V: Vm> Machine<V> {
         builder.claim_ports(reset::CLAIM, Arc::new(Reset::default()))?;
         builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
-        let virtio = virtio::connect(planned, &board.vm, &board.memory, &mut builder)?;
+        let virtio = virtio::connect(planned.devices, &board.vm, &board.memory, &mut builder)?;
         let bus = Arc::new(builder.build());
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Event)?;
         let end = Arc::new(End { outcome: OnceLock::new(), event });
@@ -211,7 +213,8 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, post };
-        Ok(Self { vcpus, bus, devices, virtio, console, end, gaps, watch: Watch::default(), board })
+        let (balloon, watch) = (planned.balloon, Watch::default());
+        Ok(Self { vcpus, bus, devices, virtio, balloon, console, end, gaps, watch, board })
     }
 
     /// Lets all processors run, for the first time or after a pause.
@@ -292,6 +295,11 @@ impl<V: Vm> Machine<V> {
     /// Its virtio devices, in the order in which the guest finds them.
     pub fn virtio(&self) -> &[Arc<Mmio>] {
         &self.virtio
+    }
+
+    /// Its balloon, if it has one.
+    pub fn balloon(&self) -> Option<&Arc<Balloon>> {
+        self.balloon.as_ref()
     }
 
     /// All its devices.

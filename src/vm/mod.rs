@@ -3,6 +3,7 @@
 //! [`Config`] describes a machine, [`Machine::new`] puts it together out of the rooms below, [`Outcome`] says
 //! how it ended. The command line and library users rely on this room.
 
+mod balloon;
 mod config;
 mod cpus;
 mod disk;
@@ -17,9 +18,11 @@ use std::io;
 
 use crate::console::Output;
 use crate::devices::ByteSink;
+use crate::devices::virtio::balloon::TooLarge;
 use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, storage};
+pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
@@ -53,6 +56,9 @@ pub enum Error {
     /// An image cannot be used.
     #[error(transparent)]
     Disk(#[from] storage::Error),
+    /// The guest cannot give so much back.
+    #[error(transparent)]
+    Balloon(#[from] TooLarge),
     /// There are not so many interrupts.
     #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
     TooManyDevices {

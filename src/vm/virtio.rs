@@ -7,10 +7,11 @@ use std::{env, fs, io, process};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Changes, Config, DiskSource, DiskSpec, Error};
+use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
 use crate::devices::virtio::Device;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::mmio::{self, Mmio};
 use crate::devices::virtio::rng::Rng;
@@ -30,8 +31,16 @@ pub(super) struct Planned {
     pub place: VirtioMmio,
 }
 
+/// All devices that the machine will have.
+pub(super) struct Plan {
+    /// In the order in which the guest finds them.
+    pub devices: Vec<Planned>,
+    /// The one of them to which the machine's owner speaks.
+    pub balloon: Option<Arc<Balloon>>,
+}
+
 /// Opens what the devices need.
-pub(super) fn plan(config: &Config) -> Result<Vec<Planned>, Error> {
+pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     let mut devices: Vec<Arc<dyn Device>> = Vec::new();
     for disk in &config.disks {
         devices.push(Arc::new(Blk::new(Arc::new(open(disk)?), disk.serial(), disk.queues)));
@@ -39,12 +48,22 @@ pub(super) fn plan(config: &Config) -> Result<Vec<Planned>, Error> {
     if config.rng {
         devices.push(Arc::new(Rng));
     }
+    let balloon = config.balloon.map(|spec| balloon(spec, &config.memory)).transpose()?;
+    devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
     if devices.len() > INTERRUPTS.len() {
         return Err(Error::TooManyDevices { asked: devices.len(), most: INTERRUPTS.len() });
     }
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
-    Ok(devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) }).collect())
+    let devices = devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) });
+    Ok(Plan { devices: devices.collect(), balloon })
+}
+
+fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error> {
+    // Reserved pages are not given back, so nobody needs to hear which are free.
+    let balloon = Balloon::new(memory.size, spec.reporting && !memory.options.hugetlb);
+    balloon.set_target(spec.target)?;
+    Ok(Arc::new(balloon))
 }
 
 fn open(disk: &DiskSpec) -> Result<Disk, storage::Error> {

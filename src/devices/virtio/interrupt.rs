@@ -13,13 +13,15 @@ const CONFIGURATION: u32 = 1 << 1;
 #[derive(Debug)]
 pub struct Interrupt {
     reasons: AtomicU32,
+    /// How often the configuration has changed.
+    generation: AtomicU32,
     event: EventFd,
 }
 
 impl Interrupt {
     /// Raised by signalling `event`.
     pub fn new(event: EventFd) -> Self {
-        Self { reasons: AtomicU32::new(0), event }
+        Self { reasons: AtomicU32::new(0), generation: AtomicU32::new(0), event }
     }
 
     /// What is signalled.
@@ -34,7 +36,13 @@ impl Interrupt {
 
     /// The configuration or the status has changed.
     pub fn configuration_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIGURATION);
+    }
+
+    /// A number that is another one after each change of the configuration.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     fn raise(&self, reason: u32) {
@@ -58,7 +66,8 @@ impl Interrupt {
     }
 
     /// Puts back what had happened when the state was saved.
-    pub(super) fn restore(&self, reasons: u32) {
+    pub(super) fn restore(&self, reasons: u32, generation: u32) {
+        self.generation.store(generation, Ordering::SeqCst);
         self.reasons.store(reasons & (USED | CONFIGURATION), Ordering::SeqCst);
         if self.reasons() != 0 {
             self.signal();

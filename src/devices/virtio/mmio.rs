@@ -13,7 +13,7 @@ use virtio_queue::{Queue as Rings, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::worker::{Served, Worker};
-use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Misuse, Queue, VERSION_1};
+use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Link, Misuse, Queue, VERSION_1};
 use crate::bus::{self, Action};
 use crate::devices;
 use crate::memory::GuestMemory;
@@ -72,6 +72,7 @@ pub struct SavedTransport {
     registers: Registers,
     queues: Vec<SavedQueue>,
     interrupt: u32,
+    generation: u32,
     misused: bool,
 }
 
@@ -133,16 +134,11 @@ impl Mmio {
     pub fn new(device: Arc<dyn Device>, memory: Arc<GuestMemory>, interrupt: EventFd) -> io::Result<Self> {
         let sizes = device.queue_sizes();
         let doorbell = |_: &u16| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new);
-        let doorbells = sizes.iter().map(doorbell).collect::<io::Result<_>>()?;
+        let doorbells = sizes.iter().map(doorbell).collect::<io::Result<Vec<_>>>()?;
         let state = State { registers: Registers::default(), rings: rings(sizes)?, workers: Vec::new() };
-        Ok(Self {
-            device,
-            memory,
-            interrupt: Arc::new(Interrupt::new(interrupt)),
-            doorbells,
-            state: Mutex::new(state),
-            misused: Arc::default(),
-        })
+        let interrupt = Arc::new(Interrupt::new(interrupt));
+        device.connect(Link::new(Arc::clone(&interrupt), &doorbells));
+        Ok(Self { device, memory, interrupt, doorbells, state: Mutex::new(state), misused: Arc::default() })
     }
 
     /// What rings for each queue: to be signalled by writes of the queue's number to [`DOORBELL`].
@@ -181,13 +177,14 @@ impl Mmio {
             registers: registers.clone(),
             queues: rings.iter().map(|rings| SavedQueue::from(&rings.state())).collect(),
             interrupt: self.interrupt.reasons(),
+            generation: self.interrupt.generation(),
             misused: self.misused.load(Ordering::SeqCst),
         }
     }
 
     /// Puts back what [`save`](Self::save) gave, into a device of the same kind that has not been used. It rests.
     pub fn restore(&self, saved: &SavedTransport) -> Result<(), devices::Error> {
-        let SavedTransport { registers, queues, interrupt, misused } = saved;
+        let SavedTransport { registers, queues, interrupt, generation, misused } = saved;
         let name = self.device.kind().name;
         let inconsistent = |reason| devices::Error::Inconsistent { device: name, reason };
         let mut state = self.state();
@@ -205,7 +202,7 @@ impl Mmio {
         }
         *state = State { registers: registers.clone(), rings, workers: Vec::new() };
         self.misused.store(*misused, Ordering::SeqCst);
-        self.interrupt.restore(*interrupt);
+        self.interrupt.restore(*interrupt, *generation);
         Ok(())
     }
 
@@ -224,6 +221,7 @@ impl Mmio {
             0x08 => return self.device.kind().id,
             0x0c => return VENDOR,
             0x60 => return self.interrupt.reasons(),
+            0xfc => return self.interrupt.generation(),
             _ => {}
         }
         let state = self.state();
@@ -237,7 +235,6 @@ impl Mmio {
             0x70 => state.registers.status | self.needs_reset(),
             // A queue of shared memory that there is not (section 4.2.2).
             0xb0..=0xbc => u32::MAX,
-            // The configuration of no device here changes while it is read.
             _ => 0,
         }
     }
@@ -348,6 +345,7 @@ impl Mmio {
 
     fn reset(&self, state: &mut State) {
         stop(state);
+        self.device.reset();
         state.registers = Registers::default();
         state.rings.iter_mut().for_each(QueueT::reset);
         self.misused.store(false, Ordering::SeqCst);

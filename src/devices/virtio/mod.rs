@@ -8,8 +8,10 @@
 //! Everything in guest memory is hostile. What no correct driver does is [`Misuse`]: the device stops, asks to be reset,
 //! and all others go on.
 
+pub mod balloon;
 pub mod blk;
 mod interrupt;
+mod link;
 pub mod mmio;
 mod queue;
 pub mod rng;
@@ -18,6 +20,7 @@ mod testing;
 mod worker;
 
 pub use interrupt::Interrupt;
+pub use link::Link;
 pub use queue::{Buffer, Chain, Misuse, Queue};
 
 /// The device follows the specification's version 1 (section 6).
@@ -61,6 +64,14 @@ pub trait Device: Send + Sync + 'static {
     fn write_config(&self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
     }
+
+    /// Called once, before all else: how it reaches its driver and its threads when nobody has called it.
+    fn connect(&self, link: Link) {
+        let _ = link;
+    }
+
+    /// The driver has reset it: what was agreed on and what the driver said is forgotten. None of its threads runs.
+    fn reset(&self) {}
 
     /// The driver has accepted these features and is ready.
     fn start(&self, features: u64) {

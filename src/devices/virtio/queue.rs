@@ -115,6 +115,47 @@ impl Queue {
         Ok(true)
     }
 
+    /// Has `handle` deal with the chain that waits longest; whether there was one.
+    pub fn one(
+        &mut self,
+        handle: impl FnOnce(&Chain, &GuestMemoryMmap) -> Result<u32, Misuse>,
+    ) -> Result<bool, Misuse> {
+        let memory = Arc::clone(&self.memory);
+        let memory = memory.mapped();
+        if !self.pop_or_be_told(memory)? {
+            return Ok(false);
+        }
+        let written = handle(&self.chain, memory)?;
+        self.give_back(memory, written)?;
+        self.rings.enable_notification(memory).map_err(|_| Misuse::Rings)?;
+        Ok(true)
+    }
+
+    /// Has `look` see the chain that waits longest, which stays where it is.
+    pub fn peek<T>(
+        &mut self,
+        look: impl FnOnce(&Chain, &GuestMemoryMmap) -> Result<T, Misuse>,
+    ) -> Result<Option<T>, Misuse> {
+        let memory = Arc::clone(&self.memory);
+        let memory = memory.mapped();
+        if !self.pop_or_be_told(memory)? {
+            return Ok(None);
+        }
+        self.rings.go_to_previous_position();
+        look(&self.chain, memory).map(Some)
+    }
+
+    /// The memory that its buffers are in.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// If there is no chain, the driver rings at the next.
+    fn pop_or_be_told(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Misuse> {
+        Ok(self.pop(memory)?
+            || (self.rings.enable_notification(memory).map_err(|_| Misuse::Rings)? && self.pop(memory)?))
+    }
+
     fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Misuse> {
         let next = self.rings.iter(memory).map_err(|_| Misuse::Rings)?.next();
         let Some(descriptors) = next else { return Ok(false) };
