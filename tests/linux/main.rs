@@ -5,6 +5,7 @@
 //! the run by a status: a second each, also where KVM interprets guest kernels. Those with a shell take several.
 
 mod bad_files;
+mod balloon;
 mod completion;
 mod disks;
 mod endings;

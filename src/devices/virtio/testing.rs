@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtio_queue::{Queue as Rings, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::mmio::Mmio;
-use super::{Device, EVENT_INDEX, VERSION_1};
+use super::{Device, EVENT_INDEX, Interrupt, Misuse, Queue, VERSION_1};
 use crate::bus::Device as _;
 use crate::memory::{GuestMemory, Layout, Options};
 
@@ -246,4 +247,110 @@ impl Driver {
 
 fn descriptor((address, length): (u64, u32), flags: u16, next: u16) -> Vec<u8> {
     [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
+}
+
+/// How many cases a generated test tries: `LODGER_HOSTILE_CASES`, or as many as a test may take time for.
+pub fn hostile_cases(otherwise: u64) -> u64 {
+    std::env::var("LODGER_HOSTILE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// A generator that gives the same numbers each time.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // The low bits of such a generator repeat soon.
+        (self.0 ^ self.0 >> 29).rotate_left(32) % limit
+    }
+}
+
+/// A device whose queues are served at once, in the test's own thread: thousands of cases in the time of a wake-up.
+pub struct Direct {
+    device: Arc<dyn Device>,
+    driver: Driver,
+    queues: Vec<Queue>,
+}
+
+impl Direct {
+    /// All features are agreed on but the event index.
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        // Its transport only connects it.
+        let driver = Driver::unready(Arc::clone(&device));
+        let mut direct = Self { device, driver, queues: Vec::new() };
+        direct.start();
+        direct
+    }
+
+    fn start(&mut self) {
+        self.device.reset();
+        self.device.start(self.device.features() | VERSION_1);
+        let sizes: Vec<_> = self.device.queue_sizes().to_vec();
+        let interrupt = Arc::new(Interrupt::new(self.driver.interrupt.try_clone().unwrap()));
+        let ready = |(number, &size): (u16, &u16)| {
+            let at = Driver::rings(number);
+            self.driver.put(at, &[0; USED as usize + 0x100]);
+            let mut rings = Rings::new(size).unwrap();
+            rings.set_size(self.driver.size);
+            rings.set_desc_table_address(Some(at as u32), None);
+            rings.set_avail_ring_address(Some((at + AVAILABLE) as u32), None);
+            rings.set_used_ring_address(Some((at + USED) as u32), None);
+            rings.set_ready(true);
+            Queue::new(rings, Arc::clone(&self.driver.memory), Arc::clone(&interrupt)).unwrap()
+        };
+        self.queues = (0..).zip(&sizes).map(ready).collect();
+        self.driver.given.fill(0);
+    }
+
+    pub fn put(&self, address: u64, bytes: &[u8]) {
+        self.driver.put(address, bytes);
+    }
+
+    /// Puts something generated into a queue and has it served; what is no request leads to a reset. Many buffers
+    /// begin at `at`.
+    pub fn attack(&mut self, queue: u16, random: &mut Numbers, at: u64) -> Result<(), Misuse> {
+        let size = u64::from(self.driver.size);
+        for index in 0..1 + random.below(3) {
+            let address = match random.below(24) {
+                0 => random.below(u64::MAX),
+                1 => MEMORY - random.below(1024),
+                // The rings themselves.
+                2 => RINGS + random.below(RINGS),
+                3 => 0xd000_0000,
+                4..8 => at + random.below(0x2000),
+                _ => at,
+            };
+            let length = [0, 1, 4, 10, 32, 32, 64, 4096, 8192, 0x1_0004, u32::MAX, 32];
+            let length = length[random.below(length.len() as u64) as usize];
+            // Half of them one buffer in one direction.
+            let flags =
+                if random.below(2) == 0 { random.below(2) as u16 * WRITE } else { random.below(8) as u16 };
+            let next = random.below(4) as u16;
+            self.driver.describe(queue, index as u16, (address, length), flags, next);
+        }
+        match random.below(200) {
+            0 => self.driver.jump(queue, random.below(1 << 16) as u16),
+            1 => self.driver.offer(queue, random.below(1 << 16) as u16),
+            _ => self.driver.offer(queue, random.below(size.min(3)) as u16),
+        }
+        let device = Arc::clone(&self.device);
+        let mut result = Ok(true);
+        // Whoever never comes to an end would stay here.
+        for _ in 0..70_000 / u32::from(self.driver.size) {
+            result = device.serve(queue, &mut self.queues[usize::from(queue)]);
+            if !matches!(result, Ok(true)) {
+                break;
+            }
+        }
+        match result {
+            Ok(more) => {
+                assert!(!more, "the device does not come to an end");
+                Ok(())
+            }
+            Err(misuse) => {
+                self.start();
+                Err(misuse)
+            }
+        }
+    }
 }

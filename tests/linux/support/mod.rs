@@ -117,10 +117,16 @@ impl Linux {
 
     /// Boots it into the test guest's own first process, which runs `script`.
     #[track_caller]
-    pub fn run_script(mut self, script: &str) -> Finished {
+    pub fn run_script(self, script: &str) -> Finished {
+        self.start_script(script).finish()
+    }
+
+    /// The same, and does not wait for its end.
+    #[track_caller]
+    pub fn start_script(mut self, script: &str) -> Running {
         self.initrds = vec![self.files.path("initramfs").to_owned()];
         let line = format!("{} {} lodger.run=\"{script}\"", self.files.get("cmdline"), self.parameters);
-        self.start(&line, Stdio::null()).finish()
+        self.start(&line, Stdio::null())
     }
 
     /// Boots it into a shell that is given `input` by a pipe.

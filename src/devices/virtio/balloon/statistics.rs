@@ -66,7 +66,7 @@ impl Statistics {
     }
 
     /// Tags that mean nothing here are passed over.
-    fn parse(bytes: &[u8]) -> Self {
+    pub(super) fn parse(bytes: &[u8]) -> Self {
         let mut read = Self::default();
         for &[a, b, ref value @ ..] in bytes.as_chunks::<ENTRY>().0 {
             let field = match u16::from_le_bytes([a, b]) {
