@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::super::testing::{BUFFERS, Direct, Driver, MEMORY, Numbers, hostile_cases};
+use super::super::testing::{BUFFERS, Direct, Driver, MEMORY, Numbers, Part, hostile_cases};
 use super::*;
 use crate::bus::Device as _;
 use crate::saved::{decode, encode};
@@ -251,7 +251,7 @@ fn a_balloon_goes_on_where_it_was_saved() {
 fn what_is_no_request_stops_the_balloon_until_it_is_reset() {
     let balloon = balloon();
     let mut driver = driver(&balloon);
-    let cases: [(&str, u16, u64, &[(u64, u32, bool)]); 9] = [
+    let cases: [(&str, u16, u64, &[Part]); 9] = [
         ("a page behind the end", INFLATE, MEMORY, &[(LIST, 4, false)]),
         ("a page far behind the end", INFLATE, u64::from(u32::MAX) * PAGE, &[(LIST, 4, false)]),
         ("the same to take out", DEFLATE, MEMORY, &[(LIST, 4, false)]),
