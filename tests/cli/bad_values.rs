@@ -27,6 +27,8 @@ fn text_that_is_no_size_is_wrong_usage() {
     misunderstood(&["--memory=-1"], "-1");
     misunderstood(&["--memory", "1G,fast"], "hugepages, hugetlb and prefault");
     misunderstood(&["--memory", "1G,hugepages,hugetlb"], "choose one");
+    misunderstood(&["--balloon=much"], "\"much\" is not a size");
+    misunderstood(&["--balloon=1M,often"], "there is no-reporting");
 }
 
 #[test]
@@ -81,6 +83,7 @@ fn text_that_is_no_interval_is_wrong_usage() {
 #[test]
 fn sizes_that_no_machine_has_are_refused() {
     lodger(["--memory", "0"], "").refused(&["memory", "at least 1M"]);
+    lodger(["--memory", "64M", "--balloon=64M"], "").refused(&["balloon of 64M", "smaller"]);
     lodger(["--memory", "64K"], "").refused(&["64K", "at least 1M"]);
     lodger(["--memory", "4194305"], "").refused(&["4194305", "4 KiB"]);
     lodger(["--memory", "1E"], "").refused(&["1E", "address"]);
