@@ -32,6 +32,8 @@ fn help_names_every_option_and_its_examples_use_only_those() {
     ] {
         assert!(known.contains(option), "{option}");
     }
+    let disk = lodger(["disk", "create", "--help"], "").with(0).silent().stdout;
+    let known = &known | &options(&disk);
     let used = options(examples);
     assert!(used.is_subset(&known), "{used:?} in examples, {known:?} are there");
 }
