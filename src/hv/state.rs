@@ -28,6 +28,22 @@ pub struct Registers {
     pub rflags: u64,
 }
 
+impl Registers {
+    /// All but RIP and RFLAGS, by their numbers in machine code.
+    pub fn numbered(&self) -> [u64; 16] {
+        let Self { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, .. } = *self;
+        let Self { r8, r9, r10, r11, r12, r13, r14, r15, rip: _, rflags: _, .. } = *self;
+        [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]
+    }
+
+    /// These registers, of which the general ones are given by their numbers.
+    pub fn with_numbered(&self, values: [u64; 16]) -> Self {
+        let Self { rip, rflags, .. } = *self;
+        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = values;
+        Self { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+    }
+}
+
 /// A segment register with its hidden part. Fields follow the descriptor format of the architecture manuals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {

@@ -124,14 +124,10 @@ impl Guest {
             error: exception.error_code.unwrap_or(0),
             address: special.cr2,
         });
-        let g = &general;
         Outcome {
-            general: [
-                g.rax, g.rcx, g.rdx, g.rbx, g.rsp, g.rbp, g.rsi, g.rdi, g.r8, g.r9, g.r10, g.r11, g.r12,
-                g.r13, g.r14, g.r15,
-            ],
-            flags: g.rflags,
-            rip: g.rip,
+            general: general.numbered(),
+            flags: general.rflags,
+            rip: general.rip,
             vectors: Box::new(vectors.0),
             data,
             raised,
@@ -140,27 +136,8 @@ impl Guest {
 }
 
 fn general(case: &Case) -> Registers {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = case.general;
-    Registers {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip: case.rip,
-        rflags: case.flags,
-    }
+    let pointers = Registers { rip: case.rip, rflags: case.flags, ..Registers::default() };
+    pointers.with_numbered(case.general)
 }
 
 fn special(privilege: u8, gs_base: u64) -> SpecialRegisters {

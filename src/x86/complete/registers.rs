@@ -11,37 +11,12 @@ pub(super) fn number(register: Register) -> Option<usize> {
 
 /// All general registers, by their numbers in machine code.
 pub(super) fn all(general: &Registers) -> [u64; 16] {
-    let g = general;
-    [
-        g.rax, g.rcx, g.rdx, g.rbx, g.rsp, g.rbp, g.rsi, g.rdi, g.r8, g.r9, g.r10, g.r11, g.r12, g.r13,
-        g.r14, g.r15,
-    ]
+    general.numbered()
 }
 
 /// Replaces all general registers.
 pub(super) fn set_all(general: &mut Registers, values: &[u64; 16]) {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = *values;
-    let (rip, rflags) = (general.rip, general.rflags);
-    *general = Registers {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    };
+    *general = general.with_numbered(*values);
 }
 
 /// What a general register holds, zero-extended; 0 for what is none.

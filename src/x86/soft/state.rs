@@ -31,19 +31,16 @@ pub struct State {
 
 impl State {
     pub fn load(registers: &Registers, special: &SpecialRegisters) -> Self {
-        let Registers { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, .. } = *registers;
-        let Registers { r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, .. } = *registers;
-        let registers = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
         let mut general = [0; 32];
-        general[..16].copy_from_slice(&registers);
+        general[..16].copy_from_slice(&registers.numbered());
         let mut bases = [0; 4];
         bases[Segment::Fs as usize] = special.fs.base;
         bases[Segment::Gs as usize] = special.gs.base;
         let paging = CR0_PE | CR0_PG;
         Self {
             general,
-            rip,
-            flags: rflags,
+            rip: registers.rip,
+            flags: registers.rflags,
             bases,
             cr0: special.cr0,
             cr3: special.cr3,
@@ -60,28 +57,9 @@ impl State {
     }
 
     pub fn store(&self, general: &mut Registers) {
-        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, ..] = self.general;
-        let (rip, rflags) = (self.rip, self.flags);
-        *general = Registers {
-            rax,
-            rcx,
-            rdx,
-            rbx,
-            rsp,
-            rbp,
-            rsi,
-            rdi,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rflags,
-        };
+        let mut values = [0; 16];
+        values.copy_from_slice(&self.general[..16]);
+        *general = Registers { rip: self.rip, rflags: self.flags, ..general.with_numbered(values) };
     }
 
     /// A part of an address, by the number of its register.

@@ -133,19 +133,10 @@ impl Guest {
 }
 
 fn registers(case: &Case) -> Registers {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = case.general;
-    let (rip, rflags) = (case.rip, case.flags);
-    Registers { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+    let pointers = Registers { rip: case.rip, rflags: case.flags, ..Registers::default() };
+    pointers.with_numbered(case.general)
 }
 
 fn state<'a>(g: &Registers, data: &'a [u8]) -> State<'a> {
-    State {
-        general: [
-            g.rax, g.rcx, g.rdx, g.rbx, g.rsp, g.rbp, g.rsi, g.rdi, g.r8, g.r9, g.r10, g.r11, g.r12, g.r13,
-            g.r14, g.r15,
-        ],
-        flags: g.rflags,
-        rip: g.rip,
-        data,
-    }
+    State { general: g.numbered(), flags: g.rflags, rip: g.rip, data }
 }
