@@ -10,6 +10,7 @@ pub mod boot;
 pub mod bus;
 pub mod console;
 pub mod devices;
+mod event;
 pub mod host;
 pub mod hv;
 mod kernel_files;

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{Completion, Config, Kernel};
 use super::virtio::{self, Plan};
@@ -23,6 +23,7 @@ use crate::devices::sleep::{self, Sleep};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
+use crate::event;
 use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
 use crate::memory::{GuestMemory, Layout};
 use crate::vcpu::{Ending, Interval, Profiler, Programs, Surroundings, VcpuThread};
@@ -77,8 +78,7 @@ impl End {
     /// Keeps the first outcome: what other processors do afterwards is its consequence.
     fn set(&self, outcome: Outcome) {
         let _: Result<(), Outcome> = self.outcome.set(outcome);
-        // Fails only if the counter is full, and then the event is set already.
-        let _: Result<(), _> = self.event.write(1);
+        event::signal(&self.event);
     }
 
     /// Waits for the end, but not for longer than `limit`.
@@ -200,7 +200,7 @@ impl<V: Vm> Machine<V> {
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
         let virtio = virtio::connect(planned.devices, &board.vm, &board.memory, &mut builder)?;
         let bus = Arc::new(builder.build());
-        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Event)?;
+        let event = event::create().map_err(Error::Event)?;
         let end = Arc::new(End { outcome: OnceLock::new(), event });
         let surroundings =
             Surroundings { bus: Arc::clone(&bus), memory: Arc::clone(&board.memory), gaps, kernel };

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, io, process};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
@@ -15,6 +13,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::mmio::{self, Mmio};
 use crate::devices::virtio::rng::Rng;
+use crate::event;
 use crate::hv::{Doorbell, Vm};
 use crate::memory::GuestMemory;
 use crate::storage::{self, Disk, DiskOptions, Format, Layer, tools};
@@ -139,7 +138,7 @@ fn connect_one<V: Vm>(
     bus: &mut BusBuilder,
 ) -> Result<Arc<Mmio>, Error> {
     let name = device.kind().name;
-    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Event)?;
+    let event = event::create().map_err(Error::Event)?;
     vm.register_interrupt_event(&event, place.interrupt.into())?;
     let transport = Arc::new(Mmio::new(device, Arc::clone(memory), event).map_err(Error::Event)?);
     let base = u64::from(place.base);

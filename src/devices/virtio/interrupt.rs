@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::event;
+
 /// Buffers were used.
 const USED: u32 = 1 << 0;
 /// The configuration, or the device's status, has changed.
@@ -47,12 +49,7 @@ impl Interrupt {
 
     fn raise(&self, reason: u32) {
         self.reasons.fetch_or(reason, Ordering::SeqCst);
-        self.signal();
-    }
-
-    fn signal(&self) {
-        // Fails only if the counter is full, and then the event is set already.
-        let _: std::io::Result<()> = self.event.write(1);
+        event::signal(&self.event);
     }
 
     /// What has happened and was not acknowledged.
@@ -70,7 +67,7 @@ impl Interrupt {
         self.generation.store(generation, Ordering::SeqCst);
         self.reasons.store(reasons & (USED | CONFIGURATION), Ordering::SeqCst);
         if self.reasons() != 0 {
-            self.signal();
+            event::signal(&self.event);
         }
     }
 }

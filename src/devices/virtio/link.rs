@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::event;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
@@ -26,8 +27,7 @@ impl Link {
     /// Has this queue be served as if the driver had rung; when the device rests, that waits.
     pub fn wake(&self, queue: u16) {
         if let Some(doorbell) = self.doorbells.get(usize::from(queue)) {
-            // Fails only if the counter is full, and then the event is set already.
-            let _: std::io::Result<()> = doorbell.write(1);
+            event::signal(doorbell);
         }
     }
 }

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue as Rings, QueueState, QueueT};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Served, Worker};
 use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Link, Misuse, Queue, VERSION_1};
 use crate::bus::{self, Action};
 use crate::devices;
+use crate::event;
 use crate::memory::GuestMemory;
 use crate::saved::Saved;
 
@@ -133,7 +134,7 @@ impl Mmio {
     /// The transport of `device`, whose buffers are in `memory`. `interrupt` raises its interrupt.
     pub fn new(device: Arc<dyn Device>, memory: Arc<GuestMemory>, interrupt: EventFd) -> io::Result<Self> {
         let sizes = device.queue_sizes();
-        let doorbell = |_: &u16| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new);
+        let doorbell = |_: &u16| event::create().map(Arc::new);
         let doorbells = sizes.iter().map(doorbell).collect::<io::Result<Vec<_>>>()?;
         let state = State { registers: Registers::default(), rings: rings(sizes)?, workers: Vec::new() };
         let interrupt = Arc::new(Interrupt::new(interrupt));
@@ -268,8 +269,7 @@ impl Mmio {
 
     fn ring(&self, queue: u32) {
         if let Some(doorbell) = self.doorbells.get(queue as usize) {
-            // Fails only if the counter is full, and then the event is set already.
-            let _: io::Result<()> = doorbell.write(1);
+            event::signal(doorbell);
         }
     }
 

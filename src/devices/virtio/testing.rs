@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue as Rings, QueueT};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::Mmio;
 use super::{Device, EVENT_INDEX, Interrupt, Misuse, Queue, VERSION_1};
 use crate::bus::Device as _;
+use crate::event;
 use crate::memory::{GuestMemory, Layout, Options};
 
 /// How much memory the guest has.
@@ -53,7 +54,7 @@ impl Driver {
     pub fn unready(device: Arc<dyn Device>) -> Self {
         let memory =
             Arc::new(GuestMemory::map(Layout::new(MEMORY, 48).unwrap(), Options::default()).unwrap());
-        let interrupt = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap();
+        let interrupt = event::create().unwrap();
         let queues = device.queue_sizes().len();
         let transport = Mmio::new(device, Arc::clone(&memory), interrupt.try_clone().unwrap()).unwrap();
         Self { transport, memory, interrupt, size: 16, given: vec![0; queues], next_descriptor: 0 }

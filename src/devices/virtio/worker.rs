@@ -8,10 +8,10 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Device, Misuse, Queue};
-use crate::threads;
+use crate::{event, threads};
 
 const STACK_SIZE: usize = 128 << 10;
 
@@ -35,7 +35,7 @@ impl Worker {
         mut queues: Vec<Served>,
         misused: impl FnOnce(Misuse) + Send + 'static,
     ) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let stop = event::create()?;
         let heard = stop.try_clone()?;
         let builder = Builder::new().name(device.kind().name.to_owned()).stack_size(STACK_SIZE);
         let thread = threads::without_signals(|| {
@@ -51,8 +51,7 @@ impl Worker {
 
     /// Ends it between two requests.
     pub(super) fn stop(self) -> Vec<Served> {
-        // Fails only if the counter is full, and then the event is set already.
-        let _: io::Result<()> = self.stop.write(1);
+        event::signal(&self.stop);
         // A panic was reported by the thread; its queues are gone, and the device stays still.
         self.thread.join().unwrap_or_default()
     }
