@@ -11,6 +11,7 @@
 
 pub mod complete;
 pub mod cpuid;
+mod entry;
 mod flags;
 pub mod lapic;
 pub mod mode;

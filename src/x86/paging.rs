@@ -5,14 +5,11 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use super::entry::{LARGE, PRESENT, WRITABLE};
 use crate::memory::{GuestMemory, PAGE_SIZE, Region};
 
 const ENTRIES: usize = 512;
 const TABLE_SIZE: u64 = PAGE_SIZE;
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-/// In a page directory: this entry is a page of 2 MiB.
-const LARGE: u64 = 1 << 7;
 const LARGE_PAGE_SHIFT: u32 = 21;
 /// What one page directory maps.
 const GIB_SHIFT: u32 = 30;

@@ -7,12 +7,11 @@
 
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use super::entry::{LARGE, PRESENT};
 use super::mode::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA};
 use crate::hv::SpecialRegisters;
 use crate::memory::{GuestMemory, PAGE_SIZE};
 
-const PRESENT: u64 = 1 << 0;
-const LARGE: u64 = 1 << 7;
 /// Bits 12 to 51 of an entry, or of CR3.
 const ADDRESS: u64 = (1 << 52) - PAGE_SIZE;
 /// Bit 12 of a large page's entry selects its cache attributes; address bits start above it.

@@ -12,15 +12,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 use super::{Beyond, Cpu, Fault, Stop};
 use crate::x86::cpuid;
+use crate::x86::entry::{ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use crate::x86::mode::{CR0_WP, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_NXE};
 use crate::x86::walk::{self, Step, Tables, Trace};
 
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const NO_EXECUTE: u64 = 1 << 63;
 /// Address bits of an entry that this processor may not have.
 const ADDRESS_ABOVE_32: u64 = (1 << 52) - (1 << 32);
 /// In PAE mode these bits of an entry mean nothing and must be clear.

@@ -19,17 +19,11 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use super::alu::Size;
 use super::state::State;
 use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::x86::entry::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use crate::x86::mode::{CR4_LA57, CR4_SMAP, CR4_SMEP, EFER_NXE};
 
 const ENTRIES: usize = 1024;
 
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = (1 << 52) - PAGE_SIZE;
 /// In entries of large pages, where it looks like the address's lowest bit.
 const ATTRIBUTE: u64 = 1 << 12;
