@@ -68,10 +68,8 @@ impl Programs {
 enum Next {
     /// In the kernel.
     Kernel,
-    /// In a program.
-    Program,
-    /// In something that is no kernel for the software processor.
-    Strange,
+    /// In a program, or in something that is no kernel for the software processor.
+    Elsewhere,
 }
 
 /// A vCPU's software processor.
@@ -125,7 +123,7 @@ impl Kernel {
                 return Ok(Some(left));
             }
             self.step_no_longer(vcpu)?;
-            if self.strange > PATIENCE {
+            if self.is_strange() {
                 return Ok(None);
             }
             if let Some(left) = self.program(vcpu, context)? {
@@ -134,7 +132,7 @@ impl Kernel {
         }
     }
 
-    /// Runs the kernel until it goes to a program.
+    /// Runs the kernel until it goes to a program, or turns out to be none that can be run here.
     fn kernel<V: Vcpu, H: Help<V>>(
         &mut self,
         vcpu: &mut V,
@@ -152,7 +150,7 @@ impl Kernel {
             match self.execute(vcpu, context)? {
                 (Entered::Left(left), _) => return Ok(Some(left)),
                 (_, Next::Kernel) => {}
-                (_, Next::Program | Next::Strange) => return Ok(None),
+                (_, Next::Elsewhere) => return Ok(None),
             }
             if self.at_instruction && self.without_kvm < WITHOUT_KVM && context.help.vectors(vcpu)? {
                 self.without_kvm += 1;
@@ -220,6 +218,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// Whether this has turned out to be no kernel for the software processor.
+    fn is_strange(&self) -> bool {
+        self.strange > PATIENCE
+    }
+
     /// Whether the last step was interrupted when the processor slept, or had accepted an exception or an interrupt.
     /// Only the hypervisor knows of it, and the instructions here must not overtake it. KVM does not tell of
     /// exceptions that instructions raise on purpose, as `int3` does.
@@ -251,9 +254,8 @@ impl Kernel {
                     vcpu.halt()?;
                     self.is_open = true;
                 }
-                Leave::ToUser => next = Next::Program,
-                Leave::Mode if in_user_space(&special) => next = Next::Program,
-                Leave::Mode if self.strange > PATIENCE => next = Next::Strange,
+                Leave::ToUser => next = Next::Elsewhere,
+                Leave::Mode if in_user_space(&special) || self.is_strange() => next = Next::Elsewhere,
                 Leave::Mode | Leave::Port(_) | Leave::Interrupts => {}
             }
             break;
