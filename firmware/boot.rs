@@ -63,7 +63,7 @@ impl Range {
 }
 
 /// Reads a value the loader left in memory; zero where the address cannot be reached.
-fn value<T: Copy + Default>(address: u64) -> T {
+pub fn value<T: Copy + Default>(address: u64) -> T {
     match paging::reach(address, size_of::<T>() as u64) {
         // SAFETY: the address is mapped, and loaders leave plain numbers, for which any bytes will do.
         Ok(()) => unsafe { ptr::read_unaligned(ptr::with_exposed_provenance(address as usize)) },

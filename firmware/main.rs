@@ -34,6 +34,7 @@ mod runtime;
 mod samples;
 mod serial;
 mod traps;
+mod virtio;
 
 use core::arch::global_asm;
 

@@ -1,4 +1,4 @@
-//! Looking at, changing and using memory at addresses that a person chose.
+//! Memory: looking at and changing it at addresses that a person chose, and using what is free.
 
 use core::ptr;
 
@@ -12,6 +12,8 @@ unsafe extern "C" {
 }
 
 const PAGE: usize = 4096;
+/// The tables of the image map so much from the start.
+const MAPPED_END: u64 = 1 << 30;
 /// Below 1 MiB lies what the loader left.
 const LOW_END: u64 = 1 << 20;
 
@@ -32,6 +34,38 @@ pub fn write(address: u64, value: u64, width: u64) {
             4 => at.cast::<u32>().write_unaligned(value as u32),
             _ => at.cast::<u64>().write_unaligned(value),
         }
+    }
+}
+
+/// Free memory in one piece, of which parts are taken; all of it is free again when the next arena is made.
+pub struct Arena {
+    next: u64,
+    end: u64,
+}
+
+impl Arena {
+    /// The largest piece of free memory that is mapped.
+    pub fn new(machine: &Machine) -> Self {
+        let free_from = ptr::addr_of!(image_end).expose_provenance() as u64;
+        let initrd_from = machine.boot.initrd.map_or(u64::MAX, |(start, _)| start);
+        let pieces = machine.boot.ranges().iter().filter(|range| range.is_usable()).map(|range| {
+            let next = range.start.max(free_from);
+            // Whoever loads an initial RAM disk puts it at the end of a piece.
+            let end = range.start.saturating_add(range.size);
+            let end = if (next..end).contains(&initrd_from) { initrd_from } else { end };
+            Self { next, end: end.min(MAPPED_END) }
+        });
+        pieces.max_by_key(|piece| piece.end.saturating_sub(piece.next)).unwrap_or(Self { next: 0, end: 0 })
+    }
+
+    /// Pages for so many bytes, zeroed.
+    pub fn take(&mut self, length: u64) -> Option<u64> {
+        let start = self.next.checked_next_multiple_of(PAGE as u64)?;
+        let end = start.checked_add(length).filter(|&end| end <= self.end)?;
+        self.next = end;
+        // SAFETY: free memory, which the tables of the image map.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(start as usize).write_bytes(0, length as usize) };
+        Some(start)
     }
 }
 

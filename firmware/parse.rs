@@ -52,6 +52,16 @@ pub fn wishes(command_line: &str) -> Wishes<'_> {
     wishes
 }
 
+/// Where the registers of virtio devices are, as `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT` says (Linux'
+/// Documentation/admin-guide/kernel-parameters.txt).
+pub fn virtio_words(command_line: &str) -> impl Iterator<Item = u64> {
+    let words = command_line.split_ascii_whitespace();
+    words.filter_map(|word| {
+        let (_, place) = word.strip_prefix("virtio_mmio.device=")?.split_once('@')?;
+        number(place.split(':').next()?)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +103,11 @@ mod tests {
     #[test]
     fn words_that_only_contain_ours_are_not_ours() {
         assert_eq!(wishes("notquiet xrun=halt"), Wishes::default());
+    }
+
+    #[test]
+    fn devices_are_where_the_words_of_the_command_line_say() {
+        let line = "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=4K";
+        assert_eq!(virtio_words(line).collect::<Vec<_>>(), [0xd000_0000, 0xfeb0_0e00]);
     }
 }

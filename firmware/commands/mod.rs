@@ -4,6 +4,7 @@ mod access;
 mod ending;
 mod looking;
 mod measuring;
+mod virtio;
 
 use core::fmt;
 
@@ -44,6 +45,13 @@ static COMMANDS: &[Command] = &[
     command("touch", "[MIB]", "write and verify free memory, all of it or so many MiB", measuring::touch),
     command("cpu", "", "the processors; starts the others for a moment", looking::processor),
     command("devices", "", "timers, interrupt controllers, legacy devices", looking::devices),
+    command("virtio", "", "the virtio devices", virtio::list),
+    command(
+        "disk",
+        "read|write BYTES DEPTH TIMES [seq]",
+        "measure the first disk, at random places if not said",
+        virtio::disk,
+    ),
     command("time", "", "date and time of the CMOS clock", looking::time),
     command("cmdline", "", "the kernel command line", looking::command_line),
     command("exits", "", "measure what leaving the guest costs", measuring::exits),
