@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::format::{Content, PROBED, recognise};
-use super::{RawFile, Storage, vectors};
+use super::{Direction, Flush, Place, RawFile, Storage, vectors};
 
 /// A raw image that stays recognisable as one.
 #[derive(Debug)]
@@ -81,8 +81,13 @@ impl Storage for AssumedRaw {
         self.raw.write(offset, from)
     }
 
-    fn flush(&self) -> io::Result<()> {
-        self.raw.flush()
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
+        self.raw.begin_flush()
+    }
+
+    fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        let looked_at = direction == Direction::Write && offset < PROBED as u64;
+        if looked_at { None } else { self.raw.place(direction, offset, slices) }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

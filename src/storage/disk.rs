@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 use super::assumed::AssumedRaw;
 use super::format::{Content, recognise_file};
 use super::qcow2::{self, Access, Header, Qcow2Disk};
-use super::{Error, Extent, Format, RawFile, Storage, lock};
+use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, lock};
 
 /// How many images may lie behind each other.
 const DEEPEST: usize = 64;
@@ -217,8 +217,12 @@ impl Storage for Disk {
         self.storage().write(offset, from)
     }
 
-    fn flush(&self) -> io::Result<()> {
-        self.storage().flush()
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
+        self.storage().begin_flush()
+    }
+
+    fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        self.storage().place(direction, offset, slices)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

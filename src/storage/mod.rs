@@ -9,8 +9,10 @@ mod disk;
 mod error;
 mod format;
 mod lock;
+mod place;
 mod qcow2;
 mod raw;
+mod ring;
 #[cfg(test)]
 mod testing;
 pub mod tools;
@@ -23,8 +25,10 @@ use vm_memory::VolatileSlice;
 pub use disk::{Disk, DiskOptions, Layer, Locking};
 pub use error::Error;
 pub use format::{Format, UnknownFormat};
+pub use place::{Direction, Flush, Place};
 pub use qcow2::{CheckReport, Repair};
 pub use raw::RawFile;
+pub use ring::{Full, Ring};
 
 /// What an image holds of a range of its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +57,16 @@ pub trait Storage: Send + Sync {
     fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()>;
 
     /// Returns when everything written before survives the host's loss of power.
-    fn flush(&self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()> {
+        self.begin_flush()?.finish()
+    }
+
+    /// The same but for what the host's kernel does; that may be left to it, and waited for elsewhere.
+    fn begin_flush(&self) -> io::Result<Flush<'_>>;
+
+    /// Where the bytes of a request are, if they are in one piece in one file, and moving them there is all there is
+    /// to do. Without an answer, only [`read`](Self::read) and [`write`](Self::write) know what to do.
+    fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>>;
 
     /// The range is no longer needed. What is read from it afterwards is zeroes or what was there before.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;

@@ -2,13 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use vm_memory::VolatileSlice;
 
-use super::{Extent, Storage, check_range, check_writable, vectors};
+use super::{Direction, Extent, Flush, Place, Storage, check_range, check_writable, vectors};
 
 /// What is written where the file cannot be told to hold zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -49,20 +49,20 @@ impl RawFile {
 
     /// Which of the two descriptors a request goes to. `is_aligned` is asked about the request's memory, with
     /// what addresses and lengths have to be multiples of.
-    pub(super) fn descriptor(&self, offset: u64, is_aligned: impl FnOnce(usize, usize) -> bool) -> RawFd {
+    pub(super) fn place_of(&self, offset: u64, is_aligned: impl FnOnce(usize, usize) -> bool) -> Place<'_> {
         match &self.direct {
             Some(direct)
                 if offset.is_multiple_of(direct.offset_alignment as u64)
                     && is_aligned(direct.memory_alignment, direct.offset_alignment) =>
             {
-                direct.file.as_raw_fd()
+                Place { file: direct.file.as_fd(), offset, direct: true }
             }
-            _ => self.file.as_raw_fd(),
+            _ => Place { file: self.file.as_fd(), offset, direct: false },
         }
     }
 
     fn descriptor_for(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> RawFd {
-        self.descriptor(offset, |memory, length| vectors::aligned(slices, memory, length))
+        self.place_of(offset, |memory, length| vectors::aligned(slices, memory, length)).file.as_raw_fd()
     }
 
     pub(super) fn file(&self) -> &File {
@@ -153,9 +153,15 @@ impl Storage for RawFile {
         })
     }
 
-    fn flush(&self) -> io::Result<()> {
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
         // One descriptor's flush is the file's: the other one's writes are included.
-        if self.read_only { Ok(()) } else { self.file.sync_data() }
+        Ok(if self.read_only { Flush::Done } else { Flush::File(self.file.as_fd()) })
+    }
+
+    fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        let allowed = direction == Direction::Read || !self.read_only;
+        let in_range = allowed && self.check(offset, slices).is_ok();
+        in_range.then(|| self.place_of(offset, |memory, length| vectors::aligned(slices, memory, length)))
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -26,8 +26,13 @@ impl Link {
 
     /// Has this queue be served as if the driver had rung; when the device rests, that waits.
     pub fn wake(&self, queue: u16) {
-        if let Some(doorbell) = self.doorbells.get(usize::from(queue)) {
+        if let Some(doorbell) = self.doorbell(queue) {
             event::signal(doorbell);
         }
+    }
+
+    /// What [`wake`](Self::wake) signals, for those that can signal an event and no more.
+    pub fn doorbell(&self, queue: u16) -> Option<&EventFd> {
+        self.doorbells.get(usize::from(queue)).map(|doorbell| &**doorbell)
     }
 }

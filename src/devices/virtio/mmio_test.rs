@@ -163,6 +163,20 @@ fn doorbells_of_queues_that_there_are_not_ring_nothing() {
 }
 
 #[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    const NO_INTERRUPT: u16 = 1;
+    let mut driver = driver();
+    driver.flag_available(0, NO_INTERRUPT);
+    driver.chain(0, &[(BUFFERS, 8, true)]);
+    driver.finish(0);
+    assert_eq!((driver.read(0x60), driver.interrupt.read().is_ok()), (0, false));
+    driver.flag_available(0, 0);
+    driver.chain(0, &[(BUFFERS, 8, true)]);
+    driver.finish(0);
+    driver.until("the interrupt comes", || driver.read(0x60) == 1);
+}
+
+#[test]
 fn chains_that_no_driver_makes_stop_the_device_until_it_is_reset() {
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;

@@ -80,4 +80,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Does what waits in the queue with this number, or a part of it; whether there may be more.
     fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse>;
+
+    /// Its thread ends, and takes the queue with it. What the device has begun of it and not given back has to be
+    /// waited for.
+    fn finish(&self, number: u16, queue: &mut Queue) -> Result<(), Misuse> {
+        let _ = (number, queue);
+        Ok(())
+    }
 }

@@ -5,6 +5,7 @@
 //! section 2.7).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue as Rings, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
@@ -45,7 +46,7 @@ pub struct Buffer {
 }
 
 /// What the driver put into the queue as one: buffers for the device to read, then some for it to write.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Chain {
     head: u16,
     buffers: Vec<Buffer>,
@@ -102,6 +103,15 @@ impl Queue {
         &mut self,
         mut handle: impl FnMut(&Chain, &GuestMemoryMmap) -> Result<u32, Misuse>,
     ) -> Result<bool, Misuse> {
+        self.each_begun(|chain, memory| handle(chain, memory).map(Some))
+    }
+
+    /// The same for chains that may take their time. Of such, `handle` says nothing; it exchanges the chain for any
+    /// other that it does not need, and gives it [back](Self::give_back) later.
+    pub fn each_begun(
+        &mut self,
+        mut handle: impl FnMut(&mut Chain, &GuestMemoryMmap) -> Result<Option<u32>, Misuse>,
+    ) -> Result<bool, Misuse> {
         let memory = Arc::clone(&self.memory);
         let memory = memory.mapped();
         self.rings.disable_notification(memory).map_err(|_| Misuse::Rings)?;
@@ -109,10 +119,18 @@ impl Queue {
             if !self.pop(memory)? {
                 return self.rings.enable_notification(memory).map_err(|_| Misuse::Rings);
             }
-            let written = handle(&self.chain, memory)?;
-            self.give_back(memory, written)?;
+            let head = self.chain.head;
+            if let Some(written) = handle(&mut self.chain, memory)? {
+                self.use_up(memory, head, written)?;
+            }
         }
         Ok(true)
+    }
+
+    /// Gives a chain back to the driver, with so many bytes written into it.
+    pub fn give_back(&mut self, chain: &Chain, written: u32) -> Result<(), Misuse> {
+        let memory = Arc::clone(&self.memory);
+        self.use_up(memory.mapped(), chain.head, written)
     }
 
     /// Has `handle` deal with the chain that waits longest; whether there was one.
@@ -126,7 +144,7 @@ impl Queue {
             return Ok(false);
         }
         let written = handle(&self.chain, memory)?;
-        self.give_back(memory, written)?;
+        self.use_up(memory, self.chain.head, written)?;
         self.rings.enable_notification(memory).map_err(|_| Misuse::Rings)?;
         Ok(true)
     }
@@ -187,12 +205,25 @@ impl Queue {
         if goes_on { Err(Misuse::Endless) } else { Ok(true) }
     }
 
-    fn give_back(&mut self, memory: &GuestMemoryMmap, written: u32) -> Result<(), Misuse> {
-        self.rings.add_used(memory, self.chain.head, written).map_err(|_| Misuse::Rings)?;
-        if self.rings.needs_notification(memory).map_err(|_| Misuse::Rings)? {
+    fn use_up(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), Misuse> {
+        self.rings.add_used(memory, head, written).map_err(|_| Misuse::Rings)?;
+        if self.rings.needs_notification(memory).map_err(|_| Misuse::Rings)? && !self.unheard(memory)? {
             self.interrupt.used();
         }
         Ok(())
+    }
+
+    /// Whether the driver says that it wants no interrupt (section 2.7.7). With event indices that flag means nothing,
+    /// and the crate has looked at those.
+    fn unheard(&self, memory: &GuestMemoryMmap) -> Result<bool, Misuse> {
+        const NO_INTERRUPT: u16 = 1;
+        if self.rings.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(self.rings.avail_ring()), Ordering::Relaxed)
+            .map_err(|_| Misuse::Rings)?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT != 0)
     }
 }
 

@@ -140,6 +140,11 @@ impl Driver {
         self.put(at + 2, &index.to_le_bytes());
     }
 
+    /// Sets the flags beside what is available.
+    pub fn flag_available(&self, queue: u16, flags: u16) {
+        self.put(Self::rings(queue) + AVAILABLE, &flags.to_le_bytes());
+    }
+
     /// Sets the index of what is available to anything.
     pub fn jump(&self, queue: u16, index: u16) {
         self.put(Self::rings(queue) + AVAILABLE + 2, &index.to_le_bytes());

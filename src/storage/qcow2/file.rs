@@ -13,7 +13,10 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
+use vm_memory::VolatileSlice;
+
 use crate::storage::raw::{self, RawFile};
+use crate::storage::{Place, vectors};
 
 /// How many vectors one system call takes.
 const MOST_VECTORS: usize = 1024;
@@ -32,11 +35,17 @@ impl ImageFile {
 
     /// The descriptor for a request of these vectors.
     fn descriptor(&self, offset: u64, vectors: &[libc::iovec]) -> i32 {
-        self.file.descriptor(offset, |memory, length| {
+        let is_aligned = |memory, length| {
             vectors.iter().all(|vector| {
                 (vector.iov_base as usize).is_multiple_of(memory) && vector.iov_len.is_multiple_of(length)
             })
-        })
+        };
+        self.file.place_of(offset, is_aligned).file.as_raw_fd()
+    }
+
+    /// The place of a request for bytes that are known to be in this file, perhaps behind its end.
+    pub fn place(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> Place<'_> {
+        self.file.place_of(offset, |memory, length| vectors::aligned(slices, memory, length))
     }
 
     fn file(&self) -> &File {

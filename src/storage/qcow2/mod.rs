@@ -9,6 +9,7 @@ mod header;
 mod refcounts;
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{PoisonError, RwLock};
 
 use imago::format::PreallocateMode;
@@ -19,7 +20,7 @@ use imago::{DenyImplicitOpenGate, FormatCreateBuilder, FormatDriverBuilder};
 use vm_memory::VolatileSlice;
 
 use super::raw::RawFile;
-use super::{Extent, Storage, check_range, check_writable, vectors};
+use super::{Direction, Extent, Flush, Place, Storage, check_range, check_writable, vectors};
 
 pub(super) use check::check;
 pub use check::{CheckReport, Repair};
@@ -173,12 +174,30 @@ impl Storage for Qcow2Disk {
         Ok(())
     }
 
-    fn flush(&self) -> io::Result<()> {
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
         if self.read_only {
-            return Ok(());
+            return Ok(Flush::Done);
         }
         self.shared().flush()?;
-        self.file.sync_data()
+        Ok(Flush::File(self.file.as_fd()))
+    }
+
+    /// Reads only: a write may have to make a cluster first, and must not happen to one that is being given up.
+    fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        let len = vectors::total(slices).filter(|&len| len > 0)?;
+        if direction == Direction::Write || check_range(offset, len, self.size).is_err() {
+            return None;
+        }
+        let image = self.shared();
+        match image.get_mapping(offset, len) {
+            Ok((imago::Mapping::Raw { storage, offset, .. }, known)) if known == len => {
+                let Place { file, offset, direct } = storage.place(offset, slices);
+                // SAFETY: the files of an image stay open as long as the image.
+                let file = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
+                Some(Place { file, offset, direct })
+            }
+            _ => None,
+        }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

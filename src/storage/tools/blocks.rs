@@ -14,7 +14,7 @@ use super::new_file::NewFile;
 use super::{CHUNK, Progress, read};
 use crate::storage::disk::open_file;
 use crate::storage::qcow2::read_up_to;
-use crate::storage::{Disk, Error, Storage, check_range, vectors};
+use crate::storage::{Direction, Disk, Error, Flush, Place, Storage, check_range, vectors};
 
 /// How large a block is.
 pub const BLOCK_SIZE: u64 = 64 << 10;
@@ -283,8 +283,13 @@ impl Storage for Verified {
         self.disk.write(offset, from)
     }
 
-    fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
+        self.disk.begin_flush()
+    }
+
+    /// Only what goes through here is looked at.
+    fn place(&self, _: Direction, _: u64, _: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        None
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -9,6 +9,7 @@ use vm_memory::VolatileSlice;
 use super::super::testing::{BUFFERS, Driver, MEMORY, Part};
 use super::*;
 use crate::bus::Device as _;
+use crate::storage::{Direction, Flush, Place};
 
 const HEADER: u64 = BUFFERS;
 const DATA: u64 = BUFFERS + 0x1000;
@@ -72,9 +73,13 @@ impl Storage for Memory {
         Ok(())
     }
 
-    fn flush(&self) -> io::Result<()> {
+    fn begin_flush(&self) -> io::Result<Flush<'_>> {
         *self.flushes.lock().unwrap() += 1;
-        self.range(0, 0).map(drop)
+        self.range(0, 0).map(|_| Flush::Done)
+    }
+
+    fn place(&self, _: Direction, _: u64, _: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
+        None
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -1,15 +1,18 @@
 //! A disk (specification 1.2, section 5.2).
 //!
-//! What the driver asks for is carried out by a [`Storage`], one request at a time in each queue; a request that fails
-//! there fails for the guest alone.
+//! What the driver asks for is carried out by a [`Storage`]. What is in the host's page cache, or goes into it, is
+//! moved at once; what has to wait for the host's disk is left to its kernel, as much at a time as the driver asks for.
+//! A request that fails fails for the guest alone.
 
+mod lane;
 mod request;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Device, Kind, Misuse, Queue};
+use super::{Device, Kind, Link, Misuse, Queue};
+use crate::devices::lock;
 use crate::storage::Storage;
-use request::Request;
+use lane::Lane;
 
 /// In such units the driver counts.
 pub const SECTOR: u64 = 512;
@@ -40,6 +43,9 @@ pub struct Blk {
     storage: Arc<dyn Storage>,
     serial: [u8; SERIAL_LENGTH],
     queues: Vec<u16>,
+    /// One for each queue.
+    lanes: Vec<Mutex<Lane>>,
+    link: OnceLock<Link>,
 }
 
 impl Blk {
@@ -47,7 +53,9 @@ impl Blk {
     pub fn new(storage: Arc<dyn Storage>, serial: &str, queues: u16) -> Self {
         let mut padded = [0; SERIAL_LENGTH];
         padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
-        Self { storage, serial: padded, queues: vec![QUEUE_SIZE; queues.max(1).into()] }
+        let queues = vec![QUEUE_SIZE; queues.max(1).into()];
+        let lanes = queues.iter().map(|_| Mutex::default()).collect();
+        Self { storage, serial: padded, queues, lanes, link: OnceLock::new() }
     }
 }
 
@@ -95,11 +103,19 @@ impl Device for Blk {
         config
     }
 
-    fn serve(&self, _number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
-        queue.each(|chain, memory| {
-            let request = Request::parse(chain, memory)?;
-            request.carry_out(&*self.storage, &self.serial, memory)
-        })
+    fn connect(&self, link: Link) {
+        // A device is put behind one transport.
+        let _: Result<(), Link> = self.link.set(link);
+    }
+
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+        let Some(lane) = self.lanes.get(usize::from(number)) else { return Ok(false) };
+        lock(lane).serve(self, number, queue)
+    }
+
+    fn finish(&self, number: u16, queue: &mut Queue) -> Result<(), Misuse> {
+        let Some(lane) = self.lanes.get(usize::from(number)) else { return Ok(()) };
+        lock(lane).finish(self, queue)
     }
 }
 

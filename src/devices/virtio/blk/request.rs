@@ -2,11 +2,11 @@
 
 use std::io;
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::super::queue::{self, Buffer, Chain, Misuse, length};
 use super::{MOST_RANGES, MOST_SECTORS, SECTOR, SERIAL_LENGTH};
-use crate::storage::Storage;
+use crate::storage::{Direction, Storage};
 
 const HEADER: usize = 16;
 const RANGE: usize = 16;
@@ -23,95 +23,112 @@ mod kind {
 /// What the driver learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Status {
+pub(super) enum Status {
     Done = 0,
     Failed = 1,
     Unsupported = 2,
 }
 
-/// A request whose parts are where they have to be.
-pub(super) struct Request<'a> {
+/// A request whose parts are where they have to be, as its header was when it was read: the driver may change that at
+/// any time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Request {
     kind: u32,
     sector: u64,
-    chain: &'a Chain,
     /// How much there is to read behind the header, and to write before the status.
     given: u64,
     wanted: u64,
 }
 
-impl<'a> Request<'a> {
-    pub(super) fn parse(chain: &'a Chain, memory: &GuestMemoryMmap) -> Result<Self, Misuse> {
+/// What is to be done for a request.
+pub(super) enum Task {
+    /// Bytes move, from the disk's `offset` on.
+    Transfer { direction: Direction, offset: u64 },
+    /// What was written has to stay.
+    Flush,
+    /// Something that is done at once, or cannot be done.
+    Other,
+}
+
+impl Request {
+    pub fn parse(chain: &Chain, memory: &GuestMemoryMmap) -> Result<Self, Misuse> {
         let mut header = [0; HEADER];
         queue::read(memory, chain.readable(), &mut header).ok_or(Misuse::Request)?;
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
         let given = length(chain.readable()) - HEADER as u64;
         let wanted = length(chain.writable()).checked_sub(1).ok_or(Misuse::Request)?;
-        Ok(Self {
-            kind: u32::from_le_bytes([a, b, c, d]),
-            sector: u64::from_le_bytes(sector),
-            chain,
-            given,
-            wanted,
-        })
+        Ok(Self { kind: u32::from_le_bytes([a, b, c, d]), sector: u64::from_le_bytes(sector), given, wanted })
     }
 
-    /// Carries it out, and returns how many bytes were written to guest memory.
-    pub(super) fn carry_out(
+    /// What is to be done. If bytes move, `slices` becomes the memory that they come from or go to.
+    pub fn task<'m>(
         &self,
-        storage: &dyn Storage,
-        serial: &[u8; SERIAL_LENGTH],
-        memory: &GuestMemoryMmap,
-    ) -> Result<u32, Misuse> {
-        let mut filled = 0;
-        let status = match self.kind {
-            kind::READ => {
-                filled = self.wanted;
-                self.transfer(memory, self.chain.writable(), 0, self.wanted, |offset, slices| {
-                    storage.read(offset, slices)
-                })?
-            }
-            kind::WRITE => {
-                self.transfer(memory, self.chain.readable(), HEADER as u64, self.given, |offset, slices| {
-                    storage.write(offset, slices)
-                })?
-            }
-            kind::FLUSH => told(storage.flush()),
-            kind::GET_ID => {
-                filled = SERIAL_LENGTH as u64;
-                if self.wanted < filled {
-                    return Err(Misuse::Request);
-                }
-                queue::write(memory, self.chain.writable(), serial).ok_or(Misuse::Buffer)?;
-                Status::Done
-            }
-            kind::DISCARD | kind::WRITE_ZEROES => self.ranges(storage, memory)?,
-            _ => Status::Unsupported,
+        chain: &Chain,
+        memory: &'m GuestMemoryMmap,
+        slices: &mut Vec<VolatileSlice<'m>>,
+    ) -> Result<Task, Misuse> {
+        let (direction, buffers, skip, length) = match self.kind {
+            kind::READ => (Direction::Read, chain.writable(), 0, self.wanted),
+            kind::WRITE => (Direction::Write, chain.readable(), HEADER as u64, self.given),
+            kind::FLUSH => return Ok(Task::Flush),
+            _ => return Ok(Task::Other),
         };
-        let done = if status == Status::Done { filled } else { 0 };
-        self.put_status(memory, status)?;
-        // What lies between is the driver's as it was.
-        Ok(if self.wanted == done { u32::try_from(done + 1).unwrap_or(u32::MAX) } else { done as u32 })
-    }
-
-    fn transfer(
-        &self,
-        memory: &GuestMemoryMmap,
-        buffers: &[Buffer],
-        skip: u64,
-        length: u64,
-        go: impl FnOnce(u64, &[vm_memory::VolatileSlice<'_>]) -> io::Result<()>,
-    ) -> Result<Status, Misuse> {
         if !length.is_multiple_of(SECTOR) {
             return Err(Misuse::Request);
         }
-        let Some(offset) = self.sector.checked_mul(SECTOR) else { return Ok(Status::Failed) };
-        let mut slices = Vec::with_capacity(buffers.len());
-        queue::slices(memory, buffers, skip, length, &mut slices)?;
-        Ok(told(go(offset, &slices)))
+        queue::slices(memory, buffers, skip, length, slices)?;
+        // A sector whose bytes cannot even be counted lies behind the end of any disk.
+        Ok(Task::Transfer { direction, offset: self.sector.saturating_mul(SECTOR) })
+    }
+
+    /// How many bytes are to move.
+    pub fn moves(&self) -> u64 {
+        match self.kind {
+            kind::READ => self.wanted,
+            kind::WRITE => self.given,
+            _ => 0,
+        }
+    }
+
+    /// Does what is neither a transfer nor a flush.
+    pub fn carry_out(
+        &self,
+        chain: &Chain,
+        storage: &dyn Storage,
+        serial: &[u8; SERIAL_LENGTH],
+        memory: &GuestMemoryMmap,
+    ) -> Result<Status, Misuse> {
+        match self.kind {
+            kind::GET_ID if self.wanted < SERIAL_LENGTH as u64 => Err(Misuse::Request),
+            kind::GET_ID => {
+                queue::write(memory, chain.writable(), serial).ok_or(Misuse::Buffer)?;
+                Ok(Status::Done)
+            }
+            kind::DISCARD | kind::WRITE_ZEROES => self.ranges(chain, storage, memory),
+            _ => Ok(Status::Unsupported),
+        }
+    }
+
+    /// Tells the driver how it went, and returns how many bytes were written to guest memory.
+    pub fn end(&self, chain: &Chain, memory: &GuestMemoryMmap, status: Status) -> Result<u32, Misuse> {
+        let filled = match self.kind {
+            kind::READ if status == Status::Done => self.wanted,
+            kind::GET_ID if status == Status::Done => SERIAL_LENGTH as u64,
+            _ => 0,
+        };
+        put_status(chain, memory, status)?;
+        // What lies between is the driver's as it was.
+        let written = if self.wanted == filled { filled + 1 } else { filled };
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 
     /// Discards or zeroes ranges (section 5.2.6).
-    fn ranges(&self, storage: &dyn Storage, memory: &GuestMemoryMmap) -> Result<Status, Misuse> {
+    fn ranges(
+        &self,
+        chain: &Chain,
+        storage: &dyn Storage,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Status, Misuse> {
         let count = self.given / RANGE as u64;
         if count == 0 || !self.given.is_multiple_of(RANGE as u64) {
             return Err(Misuse::Request);
@@ -120,7 +137,7 @@ impl<'a> Request<'a> {
             return Ok(Status::Failed);
         }
         let mut bytes = vec![0; HEADER + self.given as usize];
-        queue::read(memory, self.chain.readable(), &mut bytes).ok_or(Misuse::Request)?;
+        queue::read(memory, chain.readable(), &mut bytes).ok_or(Misuse::Request)?;
         for range in bytes[HEADER..].as_chunks::<RANGE>().0 {
             let status = self.range(storage, range);
             if status != Status::Done {
@@ -149,16 +166,16 @@ impl<'a> Request<'a> {
             false => storage.write_zeroes(offset, length, flags & UNMAP != 0),
         })
     }
-
-    /// The last byte that can be written.
-    fn put_status(&self, memory: &GuestMemoryMmap, status: Status) -> Result<(), Misuse> {
-        let last = self.chain.writable().last().ok_or(Misuse::Request)?;
-        let at = Buffer { address: last.address + u64::from(last.length) - 1, length: 1 };
-        queue::write(memory, &[at], &[status as u8]).ok_or(Misuse::Buffer)
-    }
 }
 
-fn told(result: io::Result<()>) -> Status {
+/// The last byte that can be written.
+fn put_status(chain: &Chain, memory: &GuestMemoryMmap, status: Status) -> Result<(), Misuse> {
+    let last = chain.writable().last().ok_or(Misuse::Request)?;
+    let at = Buffer { address: last.address + u64::from(last.length) - 1, length: 1 };
+    queue::write(memory, &[at], &[status as u8]).ok_or(Misuse::Buffer)
+}
+
+pub(super) fn told(result: io::Result<()>) -> Status {
     match result {
         Ok(()) => Status::Done,
         Err(error) => {

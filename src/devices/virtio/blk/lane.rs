@@ -1,0 +1,208 @@
+//! The requests of one queue: those that are done at once, and those that are under way in the host's kernel.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
+
+use super::super::{Chain, Misuse, Queue};
+use super::request::{Request, Status, Task, told};
+use super::{Blk, QUEUE_SIZE};
+use crate::memory::GuestMemory;
+use crate::storage::{Direction, Flush, Full, Ring, Storage};
+
+/// What a queue's thread knows of what it began.
+#[derive(Default)]
+pub(super) struct Lane {
+    waiting: Waiting,
+    /// By number, what may be under way.
+    begun: Vec<Begun>,
+    /// The numbers of nothing that is under way.
+    free: Vec<u16>,
+}
+
+#[derive(Default)]
+enum Waiting {
+    /// Nothing has had to wait yet.
+    #[default]
+    Unused,
+    /// In this ring. The guest's memory stays as long.
+    In(Ring, #[expect(dead_code, reason = "to keep it is its use")] Arc<GuestMemory>),
+    /// Whatever has to wait is waited for here: the host has no io_uring, or does not let this process use it.
+    Here,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Begun {
+    request: Request,
+    chain: Chain,
+}
+
+impl Lane {
+    /// Gives back what has ended, and does or begins what waits; whether there may be more.
+    pub fn serve(&mut self, disk: &Blk, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+        self.give_back(disk, queue)?;
+        self.open(disk, number, queue);
+        let guest = Arc::clone(queue.memory());
+        let memory = guest.mapped();
+        let mut slices = Vec::new();
+        let more = queue.each_begun(|chain, _| {
+            let request = Request::parse(chain, memory)?;
+            let task = request.task(chain, memory, &mut slices)?;
+            let status = match task {
+                Task::Transfer { direction, offset } => {
+                    self.transfer(&*disk.storage, direction, offset, &slices, (&request, chain))
+                }
+                Task::Flush => self.flush(&*disk.storage, (&request, chain)),
+                Task::Other => Some(request.carry_out(chain, &*disk.storage, &disk.serial, memory)?),
+            };
+            status.map(|status| request.end(chain, memory, status)).transpose()
+        });
+        let submitted = match &mut self.waiting {
+            Waiting::In(ring, _) => ring.submit(),
+            _ => true,
+        };
+        let more = more?;
+        self.give_back(disk, queue)?;
+        Ok(more || !submitted)
+    }
+
+    /// Waits for all that is under way.
+    pub fn finish(&mut self, disk: &Blk, queue: &mut Queue) -> Result<(), Misuse> {
+        let mut result = Ok(());
+        while let Waiting::In(ring, _) = &mut self.waiting
+            && ring.under_way() > 0
+        {
+            ring.wait();
+            // Whatever a driver has done to its queue, nothing stays under way.
+            result = result.and(self.give_back(disk, queue));
+        }
+        result
+    }
+
+    fn open(&mut self, disk: &Blk, number: u16, queue: &Queue) {
+        let Waiting::Unused = self.waiting else { return };
+        let Some(event) = disk.link.get().and_then(|link| link.doorbell(number)) else { return };
+        self.waiting = match Ring::new(QUEUE_SIZE, event) {
+            Ok(ring) => Waiting::In(ring, Arc::clone(queue.memory())),
+            Err(error) => {
+                log::info!("there is no io_uring to be had, so requests wait for each other: {error}");
+                Waiting::Here
+            }
+        };
+        self.begun = vec![Begun::default(); QUEUE_SIZE.into()];
+        self.free = (0..QUEUE_SIZE).collect();
+    }
+
+    /// How it ended, if it has.
+    fn transfer(
+        &mut self,
+        storage: &dyn Storage,
+        direction: Direction,
+        offset: u64,
+        slices: &[VolatileSlice<'_>],
+        request: (&Request, &mut Chain),
+    ) -> Option<Status> {
+        if let Some(place) = storage.place(direction, offset, slices) {
+            match direction {
+                Direction::Read if place.read_cached(slices) => return Some(Status::Done),
+                // What is written goes into the page cache at once.
+                Direction::Write if !place.direct => {}
+                _ => {
+                    // SAFETY: the disk has the file open as long as it has this lane, which keeps the memory.
+                    let begin =
+                        |ring: &mut Ring, number| unsafe { ring.transfer(number, direction, &place, slices) };
+                    if self.begin(request, begin) {
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(told(transfer(storage, direction, offset, slices)))
+    }
+
+    /// How it ended, if it has.
+    fn flush(&mut self, storage: &dyn Storage, request: (&Request, &mut Chain)) -> Option<Status> {
+        let result = match storage.begin_flush() {
+            Ok(Flush::File(file)) => {
+                // SAFETY: the disk has the file open as long as it has this lane.
+                if self.begin(request, |ring, number| unsafe { ring.flush(number, file) }) {
+                    return None;
+                }
+                Flush::File(file).finish()
+            }
+            Ok(Flush::Done) => Ok(()),
+            Err(error) => Err(error),
+        };
+        Some(told(result))
+    }
+
+    /// Takes a request and its chain, if the kernel takes it; whether it does.
+    fn begin(
+        &mut self,
+        (request, chain): (&Request, &mut Chain),
+        begin: impl FnOnce(&mut Ring, u16) -> Result<(), Full>,
+    ) -> bool {
+        let Waiting::In(ring, _) = &mut self.waiting else { return false };
+        let Some(&number) = self.free.last() else { return false };
+        if begin(ring, number).is_err() {
+            return false;
+        }
+        self.free.pop();
+        let begun = &mut self.begun[usize::from(number)];
+        begun.request = *request;
+        mem::swap(&mut begun.chain, chain);
+        true
+    }
+
+    /// Tells the driver of what has ended.
+    fn give_back(&mut self, disk: &Blk, queue: &mut Queue) -> Result<(), Misuse> {
+        let Waiting::In(ring, _) = &mut self.waiting else { return Ok(()) };
+        let guest = Arc::clone(queue.memory());
+        let mut result = Ok(());
+        while let Some(ended) = ring.next() {
+            let Some(Begun { request, chain }) = self.begun.get(usize::from(ended.number)) else { continue };
+            self.free.push(ended.number);
+            let written = end(disk, request, chain, guest.mapped(), ended.result);
+            result = result.and(written.and_then(|written| queue.give_back(chain, written)));
+        }
+        result
+    }
+}
+
+fn transfer(
+    storage: &dyn Storage,
+    direction: Direction,
+    offset: u64,
+    slices: &[VolatileSlice<'_>],
+) -> io::Result<()> {
+    match direction {
+        Direction::Read => storage.read(offset, slices),
+        Direction::Write => storage.write(offset, slices),
+    }
+}
+
+/// Sees to it that a request is done as a whole: how the kernel ended it tells only that it is, or that it is not.
+fn end(
+    disk: &Blk,
+    request: &Request,
+    chain: &Chain,
+    memory: &GuestMemoryMmap,
+    result: io::Result<usize>,
+) -> Result<u32, Misuse> {
+    let mut slices = Vec::new();
+    let status = match request.task(chain, memory, &mut slices)? {
+        Task::Transfer { direction, offset } => match result {
+            Ok(moved) if moved as u64 == request.moves() => Status::Done,
+            _ => told(transfer(&*disk.storage, direction, offset, &slices)),
+        },
+        // A failure is told once, so this is not tried again.
+        _ => told(result.map(drop)),
+    };
+    request.end(chain, memory, status)
+}
+
+#[cfg(test)]
+#[path = "lane_test.rs"]
+mod tests;
