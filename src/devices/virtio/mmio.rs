@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue as Rings, QueueState, QueueT};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Served, Worker};
@@ -263,7 +264,11 @@ impl Mmio {
             0x24 => registers.features_set = value,
             0x30 => registers.queue = value,
             0x70 => self.set_status(&mut state, value),
-            _ => set_up(&mut state, offset, value),
+            _ => {
+                if let Err(misuse) = set_up(&mut state, offset, value) {
+                    self.give_up(&mut state, misuse);
+                }
+            }
         }
     }
 
@@ -290,7 +295,7 @@ impl Mmio {
         }
         let starts = status & added & status::DRIVER_OK != 0;
         state.registers.status = status;
-        if starts {
+        if starts && !self.misused.load(Ordering::SeqCst) {
             self.device.start(features);
             self.start_or_give_up(state);
         }
@@ -298,8 +303,15 @@ impl Mmio {
 
     fn start_or_give_up(&self, state: &mut State) {
         if let Err(misuse) = self.start(state) {
+            self.give_up(state, misuse);
+        }
+    }
+
+    /// Stops all of the device, which asks to be reset.
+    fn give_up(&self, state: &mut State, misuse: Misuse) {
+        stop(state);
+        if !self.misused.swap(true, Ordering::SeqCst) {
             report(self.device.kind().name, misuse);
-            self.misused.store(true, Ordering::SeqCst);
             self.interrupt.configuration_changed();
         }
     }
@@ -384,27 +396,33 @@ fn stop(state: &mut State) {
     }
 }
 
-/// Writes to the registers of the selected queue, which count only until the device is in use.
-fn set_up(state: &mut State, offset: u64, value: u32) {
+/// Writes to the registers of the selected queue, which count only until the device is in use. What the rings cannot be
+/// is no set-up: a queue that stayed where it was would be one that the driver knows nothing of.
+fn set_up(state: &mut State, offset: u64, value: u32) -> Result<(), Misuse> {
     let status = state.registers.status & (status::FEATURES_OK | status::DRIVER_OK);
-    let Some(rings) = state.rings.get_mut(state.registers.queue as usize) else { return };
+    let Some(rings) = state.rings.get_mut(state.registers.queue as usize) else { return Ok(()) };
     if status != status::FEATURES_OK {
-        return;
+        return Ok(());
     }
-    let low = Some(value);
-    match offset {
-        0x44 => rings.set_ready(value == 1),
+    let low = |address: u64| GuestAddress(address & !u64::from(u32::MAX) | u64::from(value));
+    let high = |address: u64| GuestAddress(address & u64::from(u32::MAX) | u64::from(value) << 32);
+    let result = match offset {
+        0x44 => {
+            rings.set_ready(value == 1);
+            Ok(())
+        }
         // Its size and place are settled.
-        _ if rings.ready() => {}
-        0x38 => rings.set_size(value.try_into().unwrap_or(0)),
-        0x80 => rings.set_desc_table_address(low, None),
-        0x84 => rings.set_desc_table_address(None, low),
-        0x90 => rings.set_avail_ring_address(low, None),
-        0x94 => rings.set_avail_ring_address(None, low),
-        0xa0 => rings.set_used_ring_address(low, None),
-        0xa4 => rings.set_used_ring_address(None, low),
-        _ => {}
-    }
+        _ if rings.ready() => Ok(()),
+        0x38 => rings.try_set_size(value.try_into().unwrap_or(0)),
+        0x80 => rings.try_set_desc_table_address(low(rings.desc_table())),
+        0x84 => rings.try_set_desc_table_address(high(rings.desc_table())),
+        0x90 => rings.try_set_avail_ring_address(low(rings.avail_ring())),
+        0x94 => rings.try_set_avail_ring_address(high(rings.avail_ring())),
+        0xa0 => rings.try_set_used_ring_address(low(rings.used_ring())),
+        0xa4 => rings.try_set_used_ring_address(high(rings.used_ring())),
+        _ => Ok(()),
+    };
+    result.map_err(|_| Misuse::Setup)
 }
 
 impl bus::Device for Mmio {

@@ -129,6 +129,28 @@ fn queues_outside_memory_are_refused_when_the_driver_is_ready() {
 }
 
 #[test]
+fn sizes_and_places_that_no_queue_has_are_refused_at_once() {
+    for (register, value) in
+        [(0x38, 0), (0x38, 3), (0x38, 128), (0x38, 0x1_0010), (0x80, 8), (0x90, 1), (0xa0, 2)]
+    {
+        let driver = unready();
+        driver.agree(!0);
+        driver.set_up(0, [0x8000, 0xa000, 0xc000]);
+        driver.write(0x44, 0);
+        assert!(!driver.needs_reset());
+        driver.write(register, value);
+        assert!(driver.needs_reset(), "{register:#x} {value:#x}");
+        driver.write(0x44, 1);
+        driver.write(0x70, 15);
+        driver.ring(0);
+        assert!(driver.needs_reset());
+        assert_eq!((driver.interrupt.read().ok(), driver.used(0)), (Some(1), 0), "it says so once");
+        driver.write(0x70, 0);
+        assert_eq!(driver.read(0x70), 0);
+    }
+}
+
+#[test]
 fn a_queue_that_is_in_use_stays_where_it_is() {
     let mut driver = driver();
     driver.write(0x30, 0);
