@@ -14,7 +14,7 @@ mod qcow2;
 mod raw;
 mod ring;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tools;
 mod vectors;
 

@@ -10,6 +10,8 @@
 
 pub mod balloon;
 pub mod blk;
+#[cfg(test)]
+mod hostile;
 mod interrupt;
 mod link;
 pub mod mmio;

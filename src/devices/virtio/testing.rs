@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue as Rings, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::Mmio;
-use super::{Device, EVENT_INDEX, Interrupt, Misuse, Queue, VERSION_1};
+use super::{Device, EVENT_INDEX, VERSION_1};
 use crate::bus::Device as _;
 use crate::event;
 use crate::memory::{GuestMemory, Layout, Options};
@@ -17,6 +16,8 @@ use crate::memory::{GuestMemory, Layout, Options};
 pub const MEMORY: u64 = 4 << 20;
 /// Where buffers can be.
 pub const BUFFERS: u64 = 0x10_0000;
+/// Where a second device's driver has what it needs.
+pub const NEIGHBOUR: u64 = 0x30_0000;
 /// The rings of each queue lie in so many bytes: descriptors, what is available, what is used.
 const RINGS: u64 = 0x8000;
 const AVAILABLE: u64 = 0x2000;
@@ -33,6 +34,8 @@ pub struct Driver {
     pub transport: Mmio,
     pub memory: Arc<GuestMemory>,
     pub interrupt: EventFd,
+    /// Where its rings begin.
+    base: u64,
     size: u16,
     /// How many chains each queue has been given.
     given: Vec<u16>,
@@ -52,12 +55,26 @@ impl Driver {
 
     /// Has done nothing yet.
     pub fn unready(device: Arc<dyn Device>) -> Self {
-        let memory =
-            Arc::new(GuestMemory::map(Layout::new(MEMORY, 48).unwrap(), Options::default()).unwrap());
+        let layout = Layout::new(MEMORY, 48).unwrap();
+        Self::with_memory(device, Arc::new(GuestMemory::map(layout, Options::default()).unwrap()), RINGS)
+    }
+
+    /// Has found another device in the same memory.
+    pub fn beside(&self, device: Arc<dyn Device>) -> Self {
+        let mut driver = Self::with_memory(device, Arc::clone(&self.memory), NEIGHBOUR);
+        driver.start_again();
+        driver
+    }
+
+    fn with_memory(device: Arc<dyn Device>, memory: Arc<GuestMemory>, base: u64) -> Self {
         let interrupt = event::create().unwrap();
-        let queues = device.queue_sizes().len();
+        let given = vec![0; device.queue_sizes().len()];
         let transport = Mmio::new(device, Arc::clone(&memory), interrupt.try_clone().unwrap()).unwrap();
-        Self { transport, memory, interrupt, size: 16, given: vec![0; queues], next_descriptor: 0 }
+        Self { transport, memory, interrupt, base, size: 16, given, next_descriptor: 0 }
+    }
+
+    pub fn queues(&self) -> u16 {
+        self.given.len() as u16
     }
 
     pub fn read(&self, offset: u64) -> u32 {
@@ -93,7 +110,7 @@ impl Driver {
 
     fn set_up_all(&mut self) {
         for queue in 0..self.given.len() {
-            self.set_up(queue as u32, [0, AVAILABLE, USED].map(|part| RINGS * (queue as u64 + 1) + part));
+            self.set_up(queue as u32, self.rings(queue as u16));
             self.given[queue] = 0;
         }
     }
@@ -119,20 +136,27 @@ impl Driver {
         bytes
     }
 
-    fn rings(queue: u16) -> u64 {
-        RINGS * (u64::from(queue) + 1)
+    /// Descriptors, what is available, what is used.
+    pub fn rings(&self, queue: u16) -> [u64; 3] {
+        [0, AVAILABLE, USED].map(|part| self.base + RINGS * u64::from(queue) + part)
+    }
+
+    /// Makes a queue's rings as they are when nothing was ever put into them.
+    pub fn clear(&mut self, queue: u16) {
+        self.put(self.rings(queue)[0], &[0; USED as usize + 0x100]);
+        self.given[usize::from(queue)] = 0;
     }
 
     /// Writes a descriptor as it is, whatever that may be.
     pub fn describe(&self, queue: u16, index: u16, (address, length): (u64, u32), flags: u16, next: u16) {
-        let at = Self::rings(queue) + u64::from(index) * 16;
+        let at = self.rings(queue)[0] + u64::from(index) * 16;
         self.put(at, &descriptor((address, length), flags, next));
     }
 
     /// Makes a descriptor available, without ringing.
     pub fn offer(&mut self, queue: u16, head: u16) {
+        let [_, at, _] = self.rings(queue);
         let given = &mut self.given[usize::from(queue)];
-        let at = Self::rings(queue) + AVAILABLE;
         let slot = at + 4 + u64::from(*given % self.size) * 2;
         *given = given.wrapping_add(1);
         let index = *given;
@@ -147,7 +171,7 @@ impl Driver {
 
     /// Sets the index of what is available to anything.
     pub fn jump(&self, queue: u16, index: u16) {
-        self.put(Self::rings(queue) + AVAILABLE + 2, &index.to_le_bytes());
+        self.put(self.rings(queue)[1] + 2, &index.to_le_bytes());
     }
 
     pub fn ring(&self, queue: u16) {
@@ -182,13 +206,13 @@ impl Driver {
 
     /// How many chains the device has used.
     pub fn used(&self, queue: u16) -> u16 {
-        u16::from_le_bytes(self.get(Self::rings(queue) + USED + 2))
+        u16::from_le_bytes(self.get(self.rings(queue)[2] + 2))
     }
 
     /// The length that the device gave for the last chain it used.
     pub fn last_length(&self, queue: u16) -> u32 {
         let last = self.used(queue).wrapping_sub(1) % self.size;
-        u32::from_le_bytes(self.get(Self::rings(queue) + USED + 4 + u64::from(last) * 8 + 4))
+        u32::from_le_bytes(self.get(self.rings(queue)[2] + 4 + u64::from(last) * 8 + 4))
     }
 
     /// Rings, and waits until all chains were used; the length of the last.
@@ -240,8 +264,8 @@ impl Driver {
     pub fn start_again(&mut self) {
         self.write(0x70, 0);
         assert_eq!((self.read(0x70), self.read(0x60)), (0, 0));
-        for queue in 0..self.given.len() as u16 {
-            self.put(Self::rings(queue), &[0; RINGS as usize]);
+        for queue in 0..self.queues() {
+            self.clear(queue);
         }
         self.next_descriptor = 0;
         self.agree(!EVENT_INDEX);
@@ -255,11 +279,6 @@ fn descriptor((address, length): (u64, u32), flags: u16, next: u16) -> Vec<u8> {
     [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
 }
 
-/// How many cases a generated test tries: `LODGER_HOSTILE_CASES`, or as many as a test may take time for.
-pub fn hostile_cases(otherwise: u64) -> u64 {
-    std::env::var("LODGER_HOSTILE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// A generator that gives the same numbers each time.
 pub struct Numbers(pub u64);
 
@@ -268,95 +287,5 @@ impl Numbers {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // The low bits of such a generator repeat soon.
         (self.0 ^ self.0 >> 29).rotate_left(32) % limit
-    }
-}
-
-/// A device whose queues are served at once, in the test's own thread: thousands of cases in the time of a wake-up.
-pub struct Direct {
-    device: Arc<dyn Device>,
-    driver: Driver,
-    queues: Vec<Queue>,
-}
-
-impl Direct {
-    /// All features are agreed on but the event index.
-    pub fn new(device: Arc<dyn Device>) -> Self {
-        // Its transport only connects it.
-        let driver = Driver::unready(Arc::clone(&device));
-        let mut direct = Self { device, driver, queues: Vec::new() };
-        direct.start();
-        direct
-    }
-
-    fn start(&mut self) {
-        self.device.reset();
-        self.device.start(self.device.features() | VERSION_1);
-        let sizes: Vec<_> = self.device.queue_sizes().to_vec();
-        let interrupt = Arc::new(Interrupt::new(self.driver.interrupt.try_clone().unwrap()));
-        let ready = |(number, &size): (u16, &u16)| {
-            let at = Driver::rings(number);
-            self.driver.put(at, &[0; USED as usize + 0x100]);
-            let mut rings = Rings::new(size).unwrap();
-            rings.set_size(self.driver.size);
-            rings.set_desc_table_address(Some(at as u32), None);
-            rings.set_avail_ring_address(Some((at + AVAILABLE) as u32), None);
-            rings.set_used_ring_address(Some((at + USED) as u32), None);
-            rings.set_ready(true);
-            Queue::new(rings, Arc::clone(&self.driver.memory), Arc::clone(&interrupt)).unwrap()
-        };
-        self.queues = (0..).zip(&sizes).map(ready).collect();
-        self.driver.given.fill(0);
-    }
-
-    pub fn put(&self, address: u64, bytes: &[u8]) {
-        self.driver.put(address, bytes);
-    }
-
-    /// Puts something generated into a queue and has it served; what is no request leads to a reset. Many buffers
-    /// begin at `at`.
-    pub fn attack(&mut self, queue: u16, random: &mut Numbers, at: u64) -> Result<(), Misuse> {
-        let size = u64::from(self.driver.size);
-        for index in 0..1 + random.below(3) {
-            let address = match random.below(24) {
-                0 => random.below(u64::MAX),
-                1 => MEMORY - random.below(1024),
-                // The rings themselves.
-                2 => RINGS + random.below(RINGS),
-                3 => 0xd000_0000,
-                4..8 => at + random.below(0x2000),
-                _ => at,
-            };
-            let length = [0, 1, 4, 10, 32, 32, 64, 4096, 8192, 0x1_0004, u32::MAX, 32];
-            let length = length[random.below(length.len() as u64) as usize];
-            // Half of them one buffer in one direction.
-            let flags =
-                if random.below(2) == 0 { random.below(2) as u16 * WRITE } else { random.below(8) as u16 };
-            let next = random.below(4) as u16;
-            self.driver.describe(queue, index as u16, (address, length), flags, next);
-        }
-        match random.below(200) {
-            0 => self.driver.jump(queue, random.below(1 << 16) as u16),
-            1 => self.driver.offer(queue, random.below(1 << 16) as u16),
-            _ => self.driver.offer(queue, random.below(size.min(3)) as u16),
-        }
-        let device = Arc::clone(&self.device);
-        let mut result = Ok(true);
-        // Whoever never comes to an end would stay here.
-        for _ in 0..70_000 / u32::from(self.driver.size) {
-            result = device.serve(queue, &mut self.queues[usize::from(queue)]);
-            if !matches!(result, Ok(true)) {
-                break;
-            }
-        }
-        match result {
-            Ok(more) => {
-                assert!(!more, "the device does not come to an end");
-                Ok(())
-            }
-            Err(misuse) => {
-                self.start();
-                Err(misuse)
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::super::testing::{BUFFERS, Direct, Driver, MEMORY, Numbers, Part, hostile_cases};
+use super::super::testing::{BUFFERS, Driver, MEMORY, Part};
 use super::*;
 use crate::bus::Device as _;
 use crate::saved::{decode, encode};
@@ -269,35 +269,5 @@ fn what_is_no_request_stops_the_balloon_until_it_is_reset() {
         driver.expect_misuse(queue);
     }
     assert_eq!(balloon.given_back(), GivenBack::default());
-    list(&mut driver, INFLATE, &[DATA]);
-}
-
-#[test]
-fn hostile_requests_end_in_an_answer_or_a_reset() {
-    let balloon = balloon();
-    let mut direct = Direct::new(Arc::clone(&balloon) as _);
-    let mut random = Numbers(1);
-    let (mut answered, mut misused) = (0, 0);
-    for _ in 0..hostile_cases(100_000) {
-        let queue = random.below(5) as u16;
-        if random.below(4) == 0 {
-            let list: Vec<_> = (0..8).map(|_| random.below(MEMORY / PAGE + 2) * PAGE).collect();
-            direct.put(LIST, &numbers(&list));
-        }
-        match random.below(64) {
-            0 => balloon.write_config(random.below(20), &random.below(u64::MAX).to_le_bytes()),
-            1 => balloon.set_target(random.below(MEMORY)).unwrap(),
-            // Asks, without waiting.
-            2 => drop(balloon.statistics(Duration::ZERO)),
-            _ => {}
-        }
-        match direct.attack(queue, &mut random, LIST) {
-            Ok(()) => answered += 1,
-            Err(_) => misused += 1,
-        }
-    }
-    assert!(answered > 1000 && misused > 1000, "{answered} {misused}");
-    // It is as good as ever.
-    let mut driver = driver(&Arc::new(Balloon::new(MEMORY, true)));
     list(&mut driver, INFLATE, &[DATA]);
 }
