@@ -5,5 +5,7 @@
 mod command;
 mod damage;
 mod formats;
+mod full;
 mod killed;
+mod small_file_system;
 mod support;

@@ -38,7 +38,8 @@ impl Memory {
         let end = offset.checked_add(length).filter(|&end| end <= SIZE as u64);
         match end {
             Some(end) if !self.fails.load(Ordering::SeqCst) => Ok(offset as usize..end as usize),
-            _ => Err(io::Error::other("beyond the end, or told to fail")),
+            Some(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+            None => Err(io::Error::other("beyond the end")),
         }
     }
 }
@@ -152,9 +153,21 @@ fn what_storage_refuses_fails_for_the_guest_alone() {
         assert_eq!(request(&mut driver, 0, 1, sector, &[(DATA, 512, false)]).0, 1, "{sector:#x}");
     }
     storage.fails.store(true, Ordering::SeqCst);
-    for (kind, data) in [(0, &[(DATA, 512, true)][..]), (1, &[(DATA, 512, false)]), (4, &[])] {
-        assert_eq!(request(&mut driver, 0, kind, 0, data).0, 1);
+    // A range of one sector, for the kinds that have ranges.
+    driver.put(DATA, &[&[0; 8][..], &1_u32.to_le_bytes(), &[0; 4]].concat());
+    for (kind, data) in [
+        (0, &[(DATA, 512, true)][..]),
+        (1, &[(DATA, 512, false)]),
+        (4, &[]),
+        (11, &[(DATA, 16, false)]),
+        (13, &[(DATA, 16, false)]),
+    ] {
+        // Nothing is said to have been written but the status.
+        let told = if kind == 0 { 0 } else { 1 };
+        assert_eq!(request(&mut driver, 0, kind, 0, data), (1, told), "{kind}");
+        assert!(!driver.needs_reset());
     }
+    assert_eq!(request(&mut driver, 0, 8, 0, &[(DATA, 20, true)]).0, 0, "its name is not on the disk");
     storage.fails.store(false, Ordering::SeqCst);
     assert_eq!(request(&mut driver, 0, 4, 0, &[]), (0, 1));
     assert_eq!(*storage.flushes.lock().unwrap(), 2);
