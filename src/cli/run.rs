@@ -40,6 +40,7 @@ pub struct RunArgs {
     ///   hugepages  ask for transparent 2 MiB pages
     ///   hugetlb    take 2 MiB pages from the reserved pool
     ///   prefault   touch all of it now
+    ///   mergeable  let the host keep equal pages once (KSM), also among several guests
     /// The host pays for memory when the guest touches it, so it may be more than the host has.
     #[arg(short, long, value_name = "SIZE[,OPTION…]", default_value_t, verbatim_doc_comment)]
     pub(super) memory: MemorySpec,

@@ -107,11 +107,13 @@ fn reserved_huge_pages(meminfo: Option<&str>) -> Row {
 fn page_sharing(run: Option<&str>) -> Row {
     let name = "page-sharing";
     match run.map(number) {
-        Some(Some(1)) => row(name, Verdict::Ok, "KSM is on: equal pages of guests can be shared"),
-        Some(Some(_)) => row(name, Verdict::Missing, "KSM is there but switched off").advise(
-            "this version of lodger does not use it; to share equal pages of other programs: \
-             `echo 1 | sudo tee /sys/kernel/mm/ksm/run`",
+        Some(Some(1)) => row(
+            name,
+            Verdict::Ok,
+            "KSM is on: equal pages are kept once where asked for (--memory SIZE,mergeable)",
         ),
+        Some(Some(_)) => row(name, Verdict::Missing, "KSM is switched off: nothing is merged")
+            .advise("for --memory SIZE,mergeable: `echo 1 | sudo tee /sys/kernel/mm/ksm/run`"),
         Some(None) => row(name, Verdict::NotExamined, "KSM's switch says something unknown"),
         None => row(name, Verdict::Missing, "this kernel has no KSM"),
     }

@@ -13,6 +13,7 @@ use crate::kernel_files::{self, bytes};
 
 const HUGE_PAGE: u64 = 2 << 20;
 const THP_SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+const KSM_SWITCH: &str = "/sys/kernel/mm/ksm/run";
 
 /// How the host is to back guest memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Options {
     pub hugetlb: bool,
     /// Touch every page now rather than when the guest does.
     pub prefault: bool,
+    /// Let the host keep one copy of pages that are equal to others, also to those of other guests.
+    pub mergeable: bool,
 }
 
 /// Guest memory mapped into this process.
@@ -42,6 +45,9 @@ impl GuestMemory {
         }
         if options.hugetlb && !layout.size().is_multiple_of(HUGE_PAGE) {
             return Err(Error::NotWholeHugePages { size: layout.size() });
+        }
+        if options.mergeable {
+            check_page_sharing()?;
         }
         if options.prefault && !options.hugetlb {
             check_available(layout.size())?;
@@ -112,6 +118,17 @@ fn check_transparent_huge_pages() -> Result<(), Error> {
     Err(Error::NoHugePages { path: THP_SWITCH, setting: setting.to_owned() })
 }
 
+/// A host that merges nothing now may do so later.
+fn check_page_sharing() -> Result<(), Error> {
+    let Some(switch) = kernel_files::read(KSM_SWITCH) else { return Err(Error::NoPageSharing) };
+    if switch.trim() != "1" {
+        log::warn!(
+            "guest memory may be merged, but this host's KSM is switched off: write \"1\" to {KSM_SWITCH}"
+        );
+    }
+    Ok(())
+}
+
 /// Touching more than there is would have the kernel kill this process, or another one.
 fn check_available(size: u64) -> Result<(), Error> {
     match kernel_files::read("/proc/meminfo").and_then(|info| available(&info)) {
@@ -133,6 +150,9 @@ fn map_region(region: &Region, whole: u64, options: Options) -> Result<GuestRegi
     let mapping = map_anonymous(size, options).map_err(failed)?;
     if options.hugepages {
         advise(&mapping, libc::MADV_HUGEPAGE).map_err(failed)?;
+    }
+    if options.mergeable {
+        advise(&mapping, libc::MADV_MERGEABLE).map_err(failed)?;
     }
     if options.prefault {
         advise(&mapping, libc::MADV_POPULATE_WRITE)
@@ -204,6 +224,27 @@ mod tests {
     fn prefaulted_memory_is_there_from_the_start() {
         let memory = map(4 << 20, Options { prefault: true, ..Options::default() }).unwrap();
         assert_eq!(resident_pages(&memory), 1024);
+    }
+
+    #[test]
+    fn mergeable_memory_is_marked_so_and_other_memory_is_not() {
+        if !std::path::Path::new(KSM_SWITCH).exists() {
+            let error = map(4 << 20, Options { mergeable: true, ..Options::default() }).unwrap_err();
+            assert!(matches!(error, Error::NoPageSharing), "{error}");
+            return;
+        }
+        for mergeable in [false, true] {
+            let memory = map(4 << 20, Options { mergeable, ..Options::default() }).unwrap();
+            let (_, host) = memory.host_regions().next().unwrap();
+            let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+            let address = format!("{:x}", host as usize);
+            // Neighbours of the same kind may be one mapping.
+            let has = |line: &&str| line.split('-').any(|bound| bound.split(' ').next() == Some(&address));
+            let from = maps.lines().position(|line| has(&line));
+            let Some(from) = from else { continue };
+            let flags = maps.lines().skip(from + 1).find(|line| line.starts_with("VmFlags")).unwrap();
+            assert_eq!(flags.split(' ').any(|flag| flag == "mg"), mergeable, "{flags}");
+        }
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub enum Error {
         /// What it is set to.
         setting: String,
     },
+    /// The host's kernel knows nothing of equal pages.
+    #[error(
+        "memory was to be mergeable, but this host's kernel has no KSM (CONFIG_KSM): leave `mergeable` out"
+    )]
+    NoPageSharing,
     /// Reserved huge pages cannot be split.
     #[error("{size} bytes of memory is not a whole number of 2 MiB pages, as hugetlb needs")]
     NotWholeHugePages {

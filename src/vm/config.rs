@@ -159,9 +159,14 @@ impl Default for MemorySpec {
 
 impl fmt::Display for MemorySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { hugepages, hugetlb, prefault } = self.options;
+        let Options { hugepages, hugetlb, prefault, mergeable } = self.options;
         f.write_str(&human(self.size))?;
-        let words = [(hugepages, "hugepages"), (hugetlb, "hugetlb"), (prefault, "prefault")];
+        let words = [
+            (hugepages, "hugepages"),
+            (hugetlb, "hugetlb"),
+            (prefault, "prefault"),
+            (mergeable, "mergeable"),
+        ];
         words.iter().filter(|(set, _)| *set).try_for_each(|(_, word)| write!(f, ",{word}"))
     }
 }
@@ -181,11 +186,16 @@ pub enum MemorySpecError {
     #[error("{0} is more memory than any machine can address")]
     TooLarge(String),
     /// A word after a comma means nothing.
-    #[error("{0:?} says nothing about memory; there are hugepages, hugetlb and prefault")]
+    #[error("{0:?} says nothing about memory; there are hugepages, hugetlb, prefault and mergeable")]
     Word(String),
     /// Two ways of backing that exclude each other.
     #[error("hugepages (transparent) and hugetlb (reserved) exclude each other; choose one")]
     Exclusive,
+    /// Pages from the pool are never compared.
+    #[error(
+        "mergeable and hugetlb exclude each other: pages of the reserved pool are not merged; choose one"
+    )]
+    NeverMerged,
 }
 
 impl FromStr for MemorySpec {
@@ -199,11 +209,13 @@ impl FromStr for MemorySpec {
                 "hugepages" => spec.options.hugepages = true,
                 "hugetlb" => spec.options.hugetlb = true,
                 "prefault" => spec.options.prefault = true,
+                "mergeable" => spec.options.mergeable = true,
                 _ => return Err(MemorySpecError::Word(word.to_owned())),
             }
         }
         match spec.options {
             Options { hugepages: true, hugetlb: true, .. } => Err(MemorySpecError::Exclusive),
+            Options { mergeable: true, hugetlb: true, .. } => Err(MemorySpecError::NeverMerged),
             _ => Ok(spec),
         }
     }
@@ -323,9 +335,12 @@ mod tests {
     #[test]
     fn words_after_the_size_say_how_it_is_backed() {
         let spec: MemorySpec = "512M,hugepages,prefault".parse().unwrap();
-        assert_eq!(spec.options, Options { hugepages: true, hugetlb: false, prefault: true });
+        assert_eq!(spec.options, Options { hugepages: true, prefault: true, ..Options::default() });
+        let spec: MemorySpec = "512M,mergeable".parse().unwrap();
+        assert_eq!(spec.options, Options { mergeable: true, ..Options::default() });
         assert_eq!("1G,huge".parse::<MemorySpec>(), Err(MemorySpecError::Word("huge".to_owned())));
         assert_eq!("1G,".parse::<MemorySpec>(), Err(MemorySpecError::Word(String::new())));
+        assert_eq!("1G,mergeable,hugetlb".parse::<MemorySpec>(), Err(MemorySpecError::NeverMerged));
         assert_eq!("1G,hugetlb,hugepages".parse::<MemorySpec>(), Err(MemorySpecError::Exclusive));
     }
 
@@ -339,7 +354,14 @@ mod tests {
 
     #[test]
     fn a_description_is_printed_as_it_is_written() {
-        for text in ["512M", "1G,prefault", "1025K,hugepages,prefault", "12345", "2T,hugetlb"] {
+        for text in [
+            "512M",
+            "1G,prefault",
+            "1025K,hugepages,prefault",
+            "12345",
+            "2T,hugetlb",
+            "1G,prefault,mergeable",
+        ] {
             assert_eq!(text.parse::<MemorySpec>().unwrap().to_string(), text);
         }
     }

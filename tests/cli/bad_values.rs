@@ -25,8 +25,9 @@ fn text_that_is_no_size_is_wrong_usage() {
         misunderstood(&["--memory", text], "--memory");
     }
     misunderstood(&["--memory=-1"], "-1");
-    misunderstood(&["--memory", "1G,fast"], "hugepages, hugetlb and prefault");
+    misunderstood(&["--memory", "1G,fast"], "hugepages, hugetlb, prefault and mergeable");
     misunderstood(&["--memory", "1G,hugepages,hugetlb"], "choose one");
+    misunderstood(&["--memory", "1G,hugetlb,mergeable"], "not merged");
     misunderstood(&["--balloon=much"], "\"much\" is not a size");
     misunderstood(&["--balloon=1M,often"], "there is no-reporting");
 }

@@ -16,6 +16,7 @@ mod printing;
 mod processors;
 mod profile;
 mod pty_console;
+mod sharing;
 mod signals;
 mod start;
 mod support;
