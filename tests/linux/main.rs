@@ -7,6 +7,7 @@
 mod bad_files;
 mod balloon;
 mod completion;
+mod disk_errors;
 mod disks;
 mod endings;
 mod formats;
@@ -15,4 +16,6 @@ mod memory;
 mod processors;
 mod profile;
 mod shell;
+#[path = "../storage/small_file_system.rs"]
+mod small_file_system;
 mod support;

@@ -11,7 +11,7 @@ mod scratch;
 
 use std::env;
 use std::ffi::OsString;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ pub struct Linux {
     initrds: Vec<String>,
     parameters: String,
     options: Vec<String>,
+    change: Option<fn(&mut Command)>,
 }
 
 impl Linux {
@@ -76,6 +77,7 @@ impl Linux {
             initrds: vec![first_process().to_owned()],
             parameters: String::new(),
             options: Vec::new(),
+            change: None,
         }
     }
 
@@ -105,6 +107,12 @@ impl Linux {
     /// More of lodger's options.
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self
+    }
+
+    /// Has `change` do something to the command before it is started.
+    pub fn changed(mut self, change: fn(&mut Command)) -> Self {
+        self.change = Some(change);
         self
     }
 
@@ -139,7 +147,12 @@ impl Linux {
 
     #[track_caller]
     fn start(&self, command_line: &str, stdin: Stdio) -> Running {
-        Running::start(program().args(self.arguments(command_line)).stdin(stdin))
+        let mut command = program();
+        command.args(self.arguments(command_line)).stdin(stdin);
+        if let Some(change) = self.change {
+            change(&mut command);
+        }
+        Running::start(&mut command)
     }
 
     fn arguments(&self, command_line: &str) -> Vec<OsString> {
