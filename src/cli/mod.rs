@@ -76,6 +76,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let timeline = Timeline::start();
     share_one_heap();
+    signals::outlive_file_limits();
     // RUST_LOG chooses what is logged; by default warnings are, to standard error.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
         .format(|out, record| {

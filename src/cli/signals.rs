@@ -40,6 +40,12 @@ pub struct Signals {
     fd: OwnedFd,
 }
 
+/// A file that may not grow any more is an error of that file, and no reason to die.
+pub fn outlive_file_limits() {
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 impl Signals {
     /// Blocks the signals in this thread and those that it starts from now on.
     pub fn block() -> io::Result<Self> {
@@ -54,9 +60,6 @@ impl Signals {
             libc::sigaddset(&raw mut set, libc::SIGCONT);
             set
         };
-        // A file that may not grow any more is an error of that file, and no reason to die.
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         // SAFETY: the set is initialised; the old mask is not wanted.
         let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
         if blocked != 0 {

@@ -109,3 +109,19 @@ fn a_template_is_proved_unchanged_by_its_hash() {
     assert_eq!(status, Some(1));
     assert!(text.contains("not what was hashed"), "{text}");
 }
+
+#[test]
+fn an_image_that_may_not_grow_is_an_error_and_leaves_nothing() {
+    let place = Place::new();
+    place.sample("disk.raw", 8 << 20, 1);
+    // In units of 1024 bytes.
+    let line = format!(
+        "ulimit -f 1024; {} disk convert disk.raw new.qcow2 --format qcow2",
+        env!("CARGO_BIN_EXE_lodger")
+    );
+    let output = Command::new("bash").args(["-c", &line]).current_dir(place.dir()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large"), "{said}");
+    assert!(!place.path("new.qcow2").exists());
+}
