@@ -166,7 +166,7 @@ impl Driver {
 
     /// Sets the flags beside what is available.
     pub fn flag_available(&self, queue: u16, flags: u16) {
-        self.put(Self::rings(queue) + AVAILABLE, &flags.to_le_bytes());
+        self.put(self.rings(queue)[1], &flags.to_le_bytes());
     }
 
     /// Sets the index of what is available to anything.
