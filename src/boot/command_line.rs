@@ -17,9 +17,27 @@ pub(super) fn compose(
         None if is_linux => join(LINUX_DEFAULT, options.append),
         _ => given(options),
     };
-    let line = join(&line, devices);
+    let (of_kernel, of_init) = line.split_at(end_of_parameters(&line));
+    let line = join(join(of_kernel.trim_end(), devices).as_str(), &[of_init.to_owned()]);
     check(&line, longest)?;
     Ok(line)
+}
+
+/// Where the kernel's own parameters end: at the word `--`, as what follows goes to the first process (Linux,
+/// `parse_args` in kernel/params.c).
+fn end_of_parameters(line: &str) -> usize {
+    let mut quoted = false;
+    let mut start = 0;
+    for (at, byte) in line.bytes().chain([b' ']).enumerate() {
+        quoted ^= byte == b'"';
+        if byte.is_ascii_whitespace() && !quoted {
+            if &line[start..at] == "--" {
+                return start;
+            }
+            start = at + 1;
+        }
+    }
+    line.len()
 }
 
 /// What was given of it, without any default.
@@ -78,6 +96,25 @@ mod tests {
         assert_eq!(line(None, &more, true), "console=ttyS0 reboot=k panic=-1 quiet root=/dev/vda");
         assert_eq!(line(None, &more, false), "quiet root=/dev/vda");
         assert_eq!(line(Some("a"), &more, true), "a quiet root=/dev/vda");
+    }
+
+    #[test]
+    fn devices_are_told_to_the_kernel_and_not_to_its_first_process() {
+        let devices = ["x.device=1".to_owned()];
+        for (given, expected) in [
+            ("", "x.device=1"),
+            ("quiet", "quiet x.device=1"),
+            ("quiet -- a b", "quiet x.device=1 -- a b"),
+            ("quiet --", "quiet x.device=1 --"),
+            ("-- a -- b", "x.device=1 -- a -- b"),
+            ("a=-- --b c--", "a=-- --b c-- x.device=1"),
+            ("a=\"x -- y\" -- z", "a=\"x -- y\" x.device=1 -- z"),
+            ("a=\"x -- y", "a=\"x -- y x.device=1"),
+            ("ä -- ü", "ä x.device=1 -- ü"),
+        ] {
+            let options = Options { command_line: Some(given), ..Options::default() };
+            assert_eq!(compose(true, None, &options, &devices).unwrap(), expected);
+        }
     }
 
     #[test]
