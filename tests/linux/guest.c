@@ -5,11 +5,13 @@
 //     random             prints `random: ` and 16 bytes in hexadecimal
 //     run:PROGRAM:WORD   runs it with one argument (or none) and prints `PROGRAM WORD: status N`
 //     reboot, poweroff, halt
+//     load               writes to /dev/vda until it is killed: see load.c
 //     panic              ends this process, which no kernel survives
 //     exit:N             ends lodger with status N, through the debug-exit port
 //
 // Without a shell a test pays for nothing but what it asks for: where the guest's kernel is interpreted, each process
 // takes a noticeable part of a second.
+#include "load.h"
 #include "sys.h"
 
 #include <asm/ioctls.h>
@@ -119,6 +121,8 @@ static void carry_out(char *word, char **environment)
 		end(LINUX_REBOOT_CMD_POWER_OFF);
 	else if (same_text(word, "halt"))
 		end(LINUX_REBOOT_CMD_HALT);
+	else if (same_text(word, "load"))
+		write_load();
 	else if (same_text(word, "panic"))
 		leave(1);
 	else if (starts_with(word, "exit:"))

@@ -1,5 +1,6 @@
 //! What the tests share: the kernels, a first process of their own, booting both, and reading what was printed.
 
+pub mod e2fs;
 mod files;
 mod first;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
@@ -116,11 +117,17 @@ impl Linux {
         self
     }
 
-    /// Boots it; its first process carries out `words`, which `first.c` lists.
+    /// Boots it; its first process carries out `words`, which `guest.c` lists.
     #[track_caller]
     pub fn run(self, words: &str) -> Finished {
+        self.start(words).finish()
+    }
+
+    /// The same, and does not wait for its end.
+    #[track_caller]
+    pub fn start(self, words: &str) -> Running {
         let line = format!("{} {} rdinit=/tests -- {words}", self.files.get("cmdline"), self.parameters);
-        self.start(&line, Stdio::null()).finish()
+        self.start_line(&line, Stdio::null())
     }
 
     /// Boots it into the test guest's own first process, which runs `script`.
@@ -134,7 +141,7 @@ impl Linux {
     pub fn start_script(mut self, script: &str) -> Running {
         self.initrds = vec![self.files.path("initramfs").to_owned()];
         let line = format!("{} {} lodger.run=\"{script}\"", self.files.get("cmdline"), self.parameters);
-        self.start(&line, Stdio::null())
+        self.start_line(&line, Stdio::null())
     }
 
     /// Boots it into a shell that is given `input` by a pipe.
@@ -146,7 +153,7 @@ impl Linux {
     }
 
     #[track_caller]
-    fn start(&self, command_line: &str, stdin: Stdio) -> Running {
+    fn start_line(&self, command_line: &str, stdin: Stdio) -> Running {
         let mut command = program();
         command.args(self.arguments(command_line)).stdin(stdin);
         if let Some(change) = self.change {
