@@ -16,6 +16,7 @@ mod memory;
 mod power_loss;
 mod processors;
 mod profile;
+mod root;
 mod shell;
 #[path = "../storage/small_file_system.rs"]
 mod small_file_system;

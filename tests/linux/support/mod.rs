@@ -140,6 +140,18 @@ impl Linux {
     #[track_caller]
     pub fn start_script(mut self, script: &str) -> Running {
         self.initrds = vec![self.files.path("initramfs").to_owned()];
+        self.start_with_script(script)
+    }
+
+    /// The same, with the first process and all else from the disk that the parameters name as root.
+    #[track_caller]
+    pub fn run_script_from_disk(mut self, script: &str) -> Finished {
+        self.initrds.clear();
+        self.start_with_script(script).finish()
+    }
+
+    #[track_caller]
+    fn start_with_script(&self, script: &str) -> Running {
         let line = format!("{} {} lodger.run=\"{script}\"", self.files.get("cmdline"), self.parameters);
         self.start_line(&line, Stdio::null())
     }
