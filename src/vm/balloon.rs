@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::MemorySpecError;
-use super::config::parse_size;
 use crate::memory::human;
+use crate::size::{self, SizeError};
 
 /// A balloon, as the machine has it from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +27,7 @@ impl Default for BalloonSpec {
 pub enum BalloonSpecError {
     /// The part before the first comma is no size.
     #[error(transparent)]
-    Size(#[from] MemorySpecError),
+    Size(#[from] SizeError),
     /// A word after a comma means nothing.
     #[error("{0:?} says nothing about a balloon; there is no-reporting")]
     Word(String),
@@ -39,7 +38,7 @@ impl FromStr for BalloonSpec {
 
     fn from_str(text: &str) -> Result<Self, BalloonSpecError> {
         let mut parts = text.split(',');
-        let mut spec = Self { target: parse_size(parts.next().unwrap_or_default())?, ..Self::default() };
+        let mut spec = Self { target: size::parse(parts.next().unwrap_or_default())?, ..Self::default() };
         for word in parts {
             match word {
                 "no-reporting" => spec.reporting = false,
@@ -75,7 +74,7 @@ mod tests {
         for (text, said) in [
             ("", "\"\" is not a size"),
             ("much", "\"much\" is not a size"),
-            ("99999999999999999999", "more memory than"),
+            ("99999999999999999999", "is too large"),
             ("64M,", "\"\" says nothing"),
             ("64M,reporting", "there is no-reporting"),
         ] {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::{BalloonSpec, CpusSpec, DiskSpec};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
+use crate::size::{self, SizeError};
 use crate::x86::model::CpuModel;
 
 /// What a machine is made of and what it boots.
@@ -175,16 +176,8 @@ impl fmt::Display for MemorySpec {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MemorySpecError {
     /// The part before the first comma is no size.
-    #[error(
-        "{0:?} is not a size: write a number of bytes, or one with K, M, G, T, P or E, as in 512M or 3.5G"
-    )]
-    Size(String),
-    /// The fraction ends within a byte.
-    #[error("{0} is no whole number of bytes")]
-    Fraction(String),
-    /// The size has more than 64 bits.
-    #[error("{0} is more memory than any machine can address")]
-    TooLarge(String),
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// A word after a comma means nothing.
     #[error("{0:?} says nothing about memory; there are hugepages, hugetlb, prefault and mergeable")]
     Word(String),
@@ -203,7 +196,7 @@ impl FromStr for MemorySpec {
 
     fn from_str(text: &str) -> Result<Self, MemorySpecError> {
         let mut parts = text.split(',');
-        let mut spec = Self::of_size(parse_size(parts.next().unwrap_or_default())?);
+        let mut spec = Self::of_size(size::parse(parts.next().unwrap_or_default())?);
         for word in parts {
             match word {
                 "hugepages" => spec.options.hugepages = true,
@@ -221,116 +214,9 @@ impl FromStr for MemorySpec {
     }
 }
 
-/// A size in bytes, with an optional unit (powers of 1024) and then an optional fraction: `512M`, `3.5G`, `1GiB`, `1048576`.
-pub(super) fn parse_size(text: &str) -> Result<u64, MemorySpecError> {
-    let no_size = || MemorySpecError::Size(text.to_owned());
-    let too_large = || MemorySpecError::TooLarge(text.to_owned());
-    let length = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
-    let (number, unit) = text.split_at(length);
-    let shift = unit_shift(unit).ok_or_else(no_size)?;
-    let (whole, fraction) = match number.split_once('.') {
-        None => (number, None),
-        Some((whole, fraction)) => (whole, Some(fraction)),
-    };
-    if whole.is_empty() || fraction.is_some_and(|digits| digits.is_empty() || digits.contains('.')) {
-        return Err(no_size());
-    }
-    let whole: u64 = whole.parse().map_err(|_| too_large())?;
-    let part = fraction_of(fraction.unwrap_or_default(), shift)
-        .ok_or_else(|| MemorySpecError::Fraction(text.to_owned()))?;
-    whole.checked_mul(1 << shift).and_then(|size| size.checked_add(part)).ok_or_else(too_large)
-}
-
-/// What a unit multiplies by, as a power of two.
-fn unit_shift(unit: &str) -> Option<u32> {
-    let unit = unit.to_ascii_lowercase();
-    let letter = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
-    Some(match letter {
-        "" if unit != "ib" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        "p" => 50,
-        "e" => 60,
-        _ => return None,
-    })
-}
-
-/// The decimal digits behind a point, times `1 << shift`, if that is a whole number: doubled on paper, each time with
-/// what is carried over the point as the next bit.
-fn fraction_of(digits: &str, shift: u32) -> Option<u64> {
-    let digits = digits.trim_end_matches('0');
-    // Each doubling can make one digit of a fraction zero.
-    if digits.len() > shift as usize {
-        return None;
-    }
-    let mut digits: Vec<_> = digits.bytes().map(|digit| digit - b'0').collect();
-    let mut whole = 0;
-    for _ in 0..shift {
-        let mut carry = 0;
-        for digit in digits.iter_mut().rev() {
-            let doubled = *digit * 2 + carry;
-            (*digit, carry) = (doubled % 10, doubled / 10);
-        }
-        whole = whole << 1 | u64::from(carry);
-    }
-    digits.iter().all(|digit| *digit == 0).then_some(whole)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn size(text: &str) -> Result<u64, MemorySpecError> {
-        text.parse::<MemorySpec>().map(|spec| spec.size)
-    }
-
-    #[test]
-    fn sizes_are_read_with_and_without_units() {
-        assert_eq!(size("1048576"), Ok(1 << 20));
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("512m"), Ok(512 << 20));
-        assert_eq!(size("64MiB"), Ok(64 << 20));
-        assert_eq!(size("64MB"), Ok(64 << 20));
-        assert_eq!(size("2G"), Ok(2 << 30));
-        assert_eq!(size("0"), Ok(0));
-        assert_eq!(size("1E"), Ok(1 << 60));
-    }
-
-    #[test]
-    fn fractions_are_read_exactly_or_refused() {
-        assert_eq!(size("3.5G"), Ok(3584 << 20));
-        assert_eq!(size("0.25GiB"), Ok(256 << 20));
-        assert_eq!(size("1.0"), Ok(1));
-        assert_eq!(size("2.50000000000000000000000000000000000000000000000M"), Ok(2560 << 10));
-        assert_eq!(size("1.0009765625M"), Ok(1025 << 10));
-        // One byte beyond 1 EiB, and just short of 2^64.
-        let byte = "867361737988403547205962240695953369140625";
-        assert_eq!(size(&format!("1.{byte:0>60}E")), Ok((1 << 60) + 1));
-        assert_eq!(size("15.5E"), Ok(31 << 59));
-        for text in
-            ["3.3G", "0.1M", "1.5", "1.00048828125K", "1.0000000000000000000000000000000000000000001E"]
-        {
-            assert_eq!(size(text), Err(MemorySpecError::Fraction(text.to_owned())), "{text}");
-        }
-        let endless = format!("1.{}M", "3".repeat(10_000));
-        assert_eq!(size(&endless), Err(MemorySpecError::Fraction(endless.clone())));
-        assert!(matches!(size("16.5E"), Err(MemorySpecError::TooLarge(_))));
-    }
-
-    #[test]
-    fn what_is_no_size_is_refused() {
-        for text in [
-            "", "M", "-1", "+1", "1.", "1.G", ".5G", ".", "1.5.5G", "1..5G", "1.-5G", "512X", "512 M", " 1M",
-            "1Mi", "1ib", "0x10", "1MM", "ⅧM",
-        ] {
-            assert_eq!(size(text), Err(MemorySpecError::Size(text.to_owned())), "{text}");
-        }
-        for text in ["16E", "99999999999999999999", "18446744073709551616"] {
-            assert_eq!(size(text), Err(MemorySpecError::TooLarge(text.to_owned())), "{text}");
-        }
-    }
 
     #[test]
     fn words_after_the_size_say_how_it_is_backed() {
@@ -342,6 +228,7 @@ mod tests {
         assert_eq!("1G,".parse::<MemorySpec>(), Err(MemorySpecError::Word(String::new())));
         assert_eq!("1G,mergeable,hugetlb".parse::<MemorySpec>(), Err(MemorySpecError::NeverMerged));
         assert_eq!("1G,hugetlb,hugepages".parse::<MemorySpec>(), Err(MemorySpecError::Exclusive));
+        assert_eq!("much,prefault".parse::<MemorySpec>(), Err(SizeError::NoSize("much".to_owned()).into()));
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::config::parse_size;
 use crate::devices::virtio::blk::SERIAL_LENGTH;
 use crate::memory::human;
+use crate::size::{self, SizeError};
 use crate::storage::Format;
 
 /// The most queues that a disk can have.
@@ -95,8 +95,10 @@ impl DiskSpec {
                 *changes = Changes::Overlay(path.into());
             }
             (("size", Some(text)), DiskSource::Ephemeral { size }) => {
-                let bytes = parse_size(text).ok().filter(|&bytes| bytes > 0 && bytes.is_multiple_of(512));
-                *size = bytes.ok_or_else(|| DiskSpecError::Size(text.to_owned()))?;
+                *size = size::parse(text)?;
+                if *size == 0 || !size.is_multiple_of(512) {
+                    return Err(DiskSpecError::Sectors(text.to_owned()));
+                }
             }
             _ => return Err(unknown()),
         }
@@ -133,9 +135,12 @@ pub enum DiskSpecError {
     /// Not such a serial number.
     #[error("{0:?} is no serial number: 1 to {SERIAL_LENGTH} printable characters")]
     Serial(String),
-    /// Not such a size.
-    #[error("{0:?} is no size of a disk, as in 1G or 512M: whole sectors of 512 bytes")]
-    Size(String),
+    /// No size at all.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Not a size that a disk can have.
+    #[error("{0} is no size of a disk: it has whole sectors of 512 bytes, and one at least")]
+    Sectors(String),
     /// A disk without a file needs a size.
     #[error("a disk without a file has a size, as in {EPHEMERAL},size=1G")]
     NoSize,
@@ -236,7 +241,7 @@ mod tests {
             ("ephemeral", "has a size"),
             ("ephemeral,size=0", "size of a disk"),
             ("ephemeral,size=513", "size of a disk"),
-            ("ephemeral,size=x", "size of a disk"),
+            ("ephemeral,size=x", "\"x\" is not a size"),
         ] {
             let error = text.parse::<DiskSpec>().unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");

@@ -55,6 +55,16 @@ fn wrong_usage_is_status_2_and_what_cannot_be_done_is_1() {
 }
 
 #[test]
+fn sizes_are_read_as_those_of_memory() {
+    let place = Place::new();
+    place.disk("create x.raw --size 1.5M");
+    place.disk("resize x.raw +0.25M");
+    assert_eq!(std::fs::metadata(place.path("x.raw")).unwrap().len(), 1792 << 10);
+    let (_, text) = place.try_disk("create y.raw --size much");
+    assert!(text.contains("\"much\" is not a size") && text.contains("3.5G"), "{text}");
+}
+
+#[test]
 fn nothing_is_overwritten_without_force() {
     let place = Place::new();
     place.sample("a.raw", 1 << 20, 1);
