@@ -8,6 +8,7 @@ pub mod cmos;
 mod collected;
 pub mod debug_exit;
 pub mod i8042;
+pub mod pci;
 pub mod post;
 pub mod pvpanic;
 pub mod reset;

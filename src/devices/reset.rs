@@ -5,15 +5,15 @@
 //! Linux writes to it for `reboot=p`; the code where a PC's firmware starts (`boot::map::RESET_CODE`) does for everybody who
 //! jumps there.
 //!
-//! The port lies among those of PCI's configuration mechanism, which has registers of four bytes at 0xcf8. Nothing else of
-//! it is here.
+//! The port lies among those of PCI's configuration mechanism, which has a register of four bytes at 0xcf8: it is
+//! [`pci`](super::pci) that answers there and passes this byte on.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::bus::{Action, Claim, Device, Widths};
+use crate::bus::{Action, Device};
 
 /// The port.
-pub const CLAIM: Claim<u16> = Claim { name: "reset", base: 0xcf9, len: 1, widths: Widths::BYTE };
+pub const PORT: u16 = 0xcf9;
 /// What resets the machine at once, as hard as can be.
 pub const HARD: u8 = CPU | SYSTEM;
 

@@ -15,6 +15,7 @@ use crate::bus::{Bus, BusBuilder};
 use crate::devices::cmos::{self, Cmos, HostClock};
 use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::i8042::{self, I8042};
+use crate::devices::pci::{self, HostBridge, Pci};
 use crate::devices::post::{self, Post};
 use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::reset::{self, Reset};
@@ -57,6 +58,8 @@ pub struct Devices {
     pub cmos: Arc<Cmos>,
     /// The keyboard controller.
     pub i8042: Arc<I8042>,
+    /// The PCI bus.
+    pub pci: Arc<Pci>,
     /// The port for progress codes.
     pub post: Arc<Post>,
 }
@@ -186,6 +189,7 @@ impl<V: Vm> Machine<V> {
         let serial = Arc::new(Serial::new(line(serial::IRQ), Arc::clone(&console)));
         let cmos = Arc::new(Cmos::new(board.memory.layout().size(), Arc::new(HostClock)));
         let i8042 = Arc::new(I8042::new(line(i8042::KEYBOARD_IRQ), line(i8042::MOUSE_IRQ)));
+        let pci = Arc::new(Pci::new([(pci::Place::FIRST, Arc::new(HostBridge) as _)]));
         let post = Arc::new(Post::default());
         let mut builder = BusBuilder::new();
         builder.claim_ports(serial::CLAIM, Arc::clone(&serial) as _)?;
@@ -195,7 +199,9 @@ impl<V: Vm> Machine<V> {
         }
         builder.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit))?;
         builder.claim_ports(sleep::CLAIM, Arc::new(Sleep))?;
-        builder.claim_ports(reset::CLAIM, Arc::new(Reset::default()))?;
+        for (claim, port) in pci.ports(Reset::default()) {
+            builder.claim_ports(claim, port)?;
+        }
         builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
         builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
         let virtio = virtio::connect(planned.devices, &board.vm, &board.memory, &mut builder)?;
@@ -212,7 +218,7 @@ impl<V: Vm> Machine<V> {
                 VcpuThread::spawn(id, vcpu, surroundings.clone(), on_end)
             })
             .collect::<hv::Result<_>>()?;
-        let devices = Devices { serial, cmos, i8042, post };
+        let devices = Devices { serial, cmos, i8042, pci, post };
         let (balloon, watch) = (planned.balloon, Watch::default());
         Ok(Self { vcpus, bus, devices, virtio, balloon, console, end, gaps, watch, board })
     }
@@ -370,7 +376,7 @@ fn platform<'a>(topology: &Topology, virtio: &'a [VirtioMmio]) -> Platform<'a> {
             off: sleep::TYPE_OFF,
         },
         reset: boot::ResetPort { port: i8042::COMMAND_CLAIM.base, value: i8042::PULSE_RESET },
-        reset_code: boot::ResetPort { port: reset::CLAIM.base, value: reset::HARD },
+        reset_code: boot::ResetPort { port: reset::PORT, value: reset::HARD },
         panic_port: pvpanic::CLAIM.base,
         virtio,
     }

@@ -45,6 +45,54 @@ fn the_keyboard_controller_resets_the_machine() {
     assert_eq!(outcome.status(), 0);
 }
 
+/// Looks at the host bridge by every width, and ends with what is wrong, or by the reset register among the address's bytes.
+#[test]
+fn a_guest_finds_the_host_bridge_and_the_reset_register_beside_it() {
+    let (machine, _) = machine(machine_code!(
+        "mov bl, 1",
+        "mov dx, 0xcf8",
+        "mov eax, 0x80000000",
+        "out dx, eax",
+        "in eax, dx",
+        "cmp eax, 0x80000000",
+        "jne 3f",
+        "mov bl, 2",
+        "mov dx, 0xcfc",
+        "in eax, dx",
+        "cmp eax, 0x00081b36",
+        "jne 3f",
+        "mov bl, 3",
+        "mov dx, 0xcfe",
+        "in ax, dx",
+        "cmp ax, 8",
+        "jne 3f",
+        "mov bl, 4",
+        "mov dx, 0xcfd",
+        "in al, dx",
+        "cmp al, 0x1b",
+        "jne 3f",
+        // Nothing else is there.
+        "mov bl, 5",
+        "mov dx, 0xcf8",
+        "mov eax, 0x80000800",
+        "out dx, eax",
+        "mov dx, 0xcfc",
+        "in eax, dx",
+        "cmp eax, -1",
+        "jne 3f",
+        "mov dx, 0xcf9",
+        "mov al, 6",
+        "out dx, al",
+        "mov bl, 6",
+        "3: mov al, bl",
+        "out 0xf4, al",
+        "2: jmp 2b",
+    ));
+    let outcome = machine.run();
+    assert!(matches!(outcome, Outcome::Reset), "{outcome}");
+    assert_eq!(machine.bus().unowned().ports.reads, 0);
+}
+
 #[test]
 fn everything_that_was_printed_before_the_end_is_there() {
     let code = machine_code!(

@@ -13,6 +13,7 @@ mod endings;
 mod formats;
 mod handed;
 mod memory;
+mod pci;
 mod power_loss;
 mod processors;
 mod profile;
