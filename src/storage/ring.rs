@@ -121,7 +121,7 @@ impl Ring {
     }
 
     /// The next request that has ended.
-    pub fn next(&mut self) -> Option<Ended> {
+    pub fn ended(&mut self) -> Option<Ended> {
         let entry = self.uring.completion().next()?;
         self.under_way -= 1;
         let result = match entry.result() {
@@ -147,7 +147,7 @@ impl Drop for Ring {
     fn drop(&mut self) {
         while self.under_way > 0 {
             self.wait();
-            while self.next().is_some() {}
+            while self.ended().is_some() {}
         }
     }
 }

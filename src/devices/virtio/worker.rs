@@ -40,12 +40,12 @@ impl Worker {
         let builder = Builder::new().name(device.kind().name.to_owned()).stack_size(STACK_SIZE);
         let thread = threads::without_signals(|| {
             builder.spawn(move || {
-                let served = serve(&*device, &mut queues, &heard);
-                let finished =
-                    queues.iter_mut().map(|served| device.finish(served.number, &mut served.queue));
+                let mut result = serve(&*device, &mut queues, &heard);
                 // All are finished, whatever becomes of one.
-                let finished = finished.fold(Ok(()), |all: Result<(), Misuse>, this| all.and(this));
-                if let Err(misuse) = served.and(finished) {
+                for served in &mut queues {
+                    result = result.and(device.finish(served.number, &mut served.queue));
+                }
+                if let Err(misuse) = result {
                     misused(misuse);
                 }
                 queues

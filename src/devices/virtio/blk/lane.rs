@@ -161,7 +161,7 @@ impl Lane {
         let Waiting::In(ring, _) = &mut self.waiting else { return Ok(()) };
         let guest = Arc::clone(queue.memory());
         let mut result = Ok(());
-        while let Some(ended) = ring.next() {
+        while let Some(ended) = ring.ended() {
             let Some(Begun { request, chain }) = self.begun.get(usize::from(ended.number)) else { continue };
             self.free.push(ended.number);
             let written = end(disk, request, chain, guest.mapped(), ended.result);
