@@ -28,7 +28,7 @@ enum Waiting {
     #[default]
     Unused,
     /// In this ring. The guest's memory stays as long.
-    In(Ring, #[expect(dead_code, reason = "to keep it is its use")] Arc<GuestMemory>),
+    In(Box<Ring>, #[expect(dead_code, reason = "to keep it is its use")] Arc<GuestMemory>),
     /// Whatever has to wait is waited for here: the host has no io_uring, or does not let this process use it.
     Here,
 }
@@ -85,7 +85,7 @@ impl Lane {
         let Waiting::Unused = self.waiting else { return };
         let Some(event) = disk.link.get().and_then(|link| link.doorbell(number)) else { return };
         self.waiting = match Ring::new(QUEUE_SIZE, event) {
-            Ok(ring) => Waiting::In(ring, Arc::clone(queue.memory())),
+            Ok(ring) => Waiting::In(Box::new(ring), Arc::clone(queue.memory())),
             Err(error) => {
                 log::info!("there is no io_uring to be had, so requests wait for each other: {error}");
                 Waiting::Here
