@@ -76,7 +76,9 @@ fn run_full(format: &str, goes_on: bool, step: usize) {
     small_file_system(dir, 4 * MIB, || {
         for room in (0..70).step_by(step).map(|pages| pages * 4096) {
             let name = format!("image.{format}");
-            place.disk(&format!("create {name} --size 16M --format {format} --force"));
+            let (status, said) =
+                when_unlocked(&place, &format!("create {name} --size 16M --format {format} --force"));
+            assert_eq!(status, Some(0), "{said}");
             let filler = fill(dir, room);
             let path = dir.join(&name);
             let disk = open(&path);
@@ -110,13 +112,17 @@ fn run_full(format: &str, goes_on: bool, step: usize) {
 
 fn check(place: &Place, name: &str, room: u64) {
     if name.ends_with("qcow2") {
-        // The lock may live on for a moment, too, in a process that another test starts.
-        let (status, said) = (0..500)
-            .map(|_| place.try_disk(&format!("check {name}")))
-            .find(|(_, said)| !said.contains("is in use"))
-            .expect("the lock goes away");
+        let (status, said) = when_unlocked(place, &format!("check {name}"));
         assert_eq!(status, Some(0), "with room for {room}: {said}");
     }
+}
+
+/// A lock may live on for a moment in a process that another test starts, until that becomes its program.
+fn when_unlocked(place: &Place, line: &str) -> (Option<i32>, String) {
+    (0..500)
+        .map(|_| place.try_disk(line))
+        .find(|(_, said)| !said.contains("is in use"))
+        .expect("the lock goes away")
 }
 
 #[test]
