@@ -20,7 +20,6 @@ const UNANSWERED: u8 = 0xff;
 pub enum Action {
     Read = 0,
     Write = 1,
-    Flush = 4,
 }
 
 /// A disk in use: its first queue, and as many places for requests as were wanted.
@@ -87,10 +86,7 @@ impl Disk {
         let data = Part { address: self.data(place), length, written: action == Action::Read };
         let status = Part { address: self.statuses + u64::from(place), length: 1, written: true };
         let first = place * DESCRIPTORS;
-        match action {
-            Action::Flush => self.queue.describe(first, &[header, status]),
-            Action::Read | Action::Write => self.queue.describe(first, &[header, data, status]),
-        }
+        self.queue.describe(first, &[header, data, status]);
     }
 
     /// Puts the request in this place into the queue; [`Disk::go`] shows it to the device.
@@ -112,8 +108,8 @@ impl Disk {
 
     /// A place whose request is done, and how that went: 0 is well.
     pub fn done(&mut self) -> Option<(u16, u8)> {
-        let used = self.queue.take()?;
-        let place = (used.head / DESCRIPTORS).min(self.places - 1);
+        let head = self.queue.take()?;
+        let place = (head / DESCRIPTORS).min(self.places - 1);
         let status_at = (self.statuses + u64::from(place)) as usize;
         // SAFETY: as in `prepare`.
         Some((place, unsafe { ptr::read_volatile(ptr::with_exposed_provenance(status_at)) }))

@@ -48,7 +48,6 @@ pub mod status {
 
 /// Features of all devices.
 pub mod feature {
-    pub const INDIRECT: u64 = 1 << 28;
     pub const EVENT_INDEX: u64 = 1 << 29;
     pub const VERSION_1: u64 = 1 << 32;
 }
@@ -86,8 +85,6 @@ impl Kind {
 /// Why a device cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unusable {
-    /// Its registers are not where this guest reaches.
-    Unreachable,
     /// It does not accept what was chosen of its features.
     Features,
     /// A queue is missing.
@@ -99,7 +96,6 @@ pub enum Unusable {
 impl Unusable {
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Unreachable => "its registers cannot be reached",
             Self::Features => "it does not accept a driver that knows version 1 and what it offers",
             Self::NoQueue => "it has no queue of that number",
             Self::NoMemory => "there is not enough free memory for its queues",

@@ -25,15 +25,6 @@ pub struct Part {
     pub written: bool,
 }
 
-/// A chain that the device has used.
-#[derive(Clone, Copy)]
-pub struct Used {
-    /// Its first descriptor.
-    pub head: u16,
-    /// How many bytes the device says it wrote.
-    pub length: u32,
-}
-
 /// A queue that is set up.
 pub struct Queue {
     registers: Registers,
@@ -150,8 +141,8 @@ impl Queue {
         wanted
     }
 
-    /// The next chain that the device has used, if there is one.
-    pub fn take(&mut self) -> Option<Used> {
+    /// The next chain that the device has used, if there is one: its first descriptor.
+    pub fn take(&mut self) -> Option<u16> {
         if read::<u16>(self.used + 2) == self.taken {
             return None;
         }
@@ -159,7 +150,7 @@ impl Queue {
         let at = self.used + RING + 8 * u64::from(self.taken % self.size);
         self.taken = self.taken.wrapping_add(1);
         self.want_no_interrupt();
-        Some(Used { head: read::<u32>(at) as u16, length: read(at + 4) })
+        Some(read::<u32>(at) as u16)
     }
 
     /// Moves the index at which an interrupt is wanted to where the device never is.
