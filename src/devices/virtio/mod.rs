@@ -10,6 +10,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 #[cfg(test)]
 mod hostile;
 mod interrupt;

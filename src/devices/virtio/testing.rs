@@ -108,7 +108,8 @@ impl Driver {
         self.read(0x70)
     }
 
-    fn set_up_all(&mut self) {
+    /// Says where the rings of all queues are.
+    pub fn set_up_all(&mut self) {
         for queue in 0..self.given.len() {
             self.set_up(queue as u32, self.rings(queue as u16));
             self.given[queue] = 0;

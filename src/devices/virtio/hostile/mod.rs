@@ -10,6 +10,7 @@ mod alone;
 mod balloon;
 mod blk;
 mod chains;
+mod console;
 mod queues;
 mod rng;
 mod transport;
