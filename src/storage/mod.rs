@@ -5,6 +5,7 @@
 //! rely on it.
 
 mod assumed;
+mod cached;
 mod disk;
 mod error;
 mod format;
@@ -22,6 +23,7 @@ use std::io;
 
 use vm_memory::VolatileSlice;
 
+pub use cached::Cached;
 pub use disk::{Disk, DiskOptions, Layer, Locking};
 pub use error::Error;
 pub use format::{Format, UnknownFormat};

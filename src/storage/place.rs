@@ -3,10 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::VolatileSlice;
-
-use super::vectors;
-
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -25,27 +21,6 @@ pub struct Place<'a> {
     pub offset: u64,
     /// Whether the page cache is passed by, so that a request always waits for the disk.
     pub direct: bool,
-}
-
-impl Place<'_> {
-    /// Reads all of `to`, if all of that is in the page cache.
-    pub fn read_cached(&self, to: &[VolatileSlice<'_>]) -> bool {
-        if self.direct {
-            return false;
-        }
-        let fd = self.file.as_raw_fd();
-        let read = vectors::transfer_all(self.offset, to, |position, vectors| {
-            // SAFETY: the vectors describe memory that `to` borrows and that anybody may change at any time.
-            unsafe { libc::preadv2(fd, vectors.as_ptr(), vectors.len() as i32, position, libc::RWF_NOWAIT) }
-        });
-        match read {
-            Ok(()) => true,
-            Err(error) => {
-                log::trace!("not in the page cache: {error}");
-                false
-            }
-        }
-    }
 }
 
 /// What is left to do for a flush.

@@ -4,6 +4,7 @@
 //! guest memory, a chain ends, has no more buffers than the queue, and those to be read come first (specification 1.2,
 //! section 2.7).
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -77,6 +78,8 @@ pub struct Queue {
     memory: Arc<GuestMemory>,
     interrupt: Arc<Interrupt>,
     chain: Chain,
+    /// How many chains the driver was given back without being told.
+    untold: u16,
 }
 
 impl Queue {
@@ -88,7 +91,7 @@ impl Queue {
         if !rings.is_valid(memory.mapped()) {
             return Err(Misuse::Setup);
         }
-        Ok(Self { rings, memory, interrupt, chain: Chain::default() })
+        Ok(Self { rings, memory, interrupt, chain: Chain::default(), untold: 0 })
     }
 
     /// Where the device is in it.
@@ -103,14 +106,18 @@ impl Queue {
         &mut self,
         mut handle: impl FnMut(&Chain, &GuestMemoryMmap) -> Result<u32, Misuse>,
     ) -> Result<bool, Misuse> {
-        self.each_begun(|chain, memory| handle(chain, memory).map(Some))
+        let memory = Arc::clone(&self.memory);
+        self.each_taken(|queue| {
+            let written = handle(&queue.chain, memory.mapped())?;
+            queue.use_up(queue.chain.head, written)?;
+            queue.tell()
+        })
     }
 
-    /// The same for chains that may take their time. Of such, `handle` says nothing; it exchanges the chain for any
-    /// other that it does not need, and gives it [back](Self::give_back) later.
-    pub fn each_begun(
+    /// The same for who gives chains [back](Self::give_back) when they please, and [tells](Self::tell) of it then.
+    pub fn each_taken(
         &mut self,
-        mut handle: impl FnMut(&mut Chain, &GuestMemoryMmap) -> Result<Option<u32>, Misuse>,
+        mut handle: impl FnMut(&mut Self) -> Result<(), Misuse>,
     ) -> Result<bool, Misuse> {
         let memory = Arc::clone(&self.memory);
         let memory = memory.mapped();
@@ -119,18 +126,42 @@ impl Queue {
             if !self.pop(memory)? {
                 return self.rings.enable_notification(memory).map_err(|_| Misuse::Rings);
             }
-            let head = self.chain.head;
-            if let Some(written) = handle(&mut self.chain, memory)? {
-                self.use_up(memory, head, written)?;
-            }
+            handle(self)?;
         }
         Ok(true)
     }
 
-    /// Gives a chain back to the driver, with so many bytes written into it.
+    /// The chain that was taken last. Who keeps it exchanges it for any other that they do not need.
+    pub fn taken(&mut self) -> &mut Chain {
+        &mut self.chain
+    }
+
+    /// Gives a chain back to the driver, with so many bytes written into it. The driver can see that at once, but is
+    /// not yet [told](Self::tell).
     pub fn give_back(&mut self, chain: &Chain, written: u32) -> Result<(), Misuse> {
-        let memory = Arc::clone(&self.memory);
-        self.use_up(memory.mapped(), chain.head, written)
+        self.use_up(chain.head, written)
+    }
+
+    /// The same for the chain that was taken last.
+    pub fn give_back_taken(&mut self, written: u32) -> Result<(), Misuse> {
+        self.use_up(self.chain.head, written)
+    }
+
+    /// How many chains the driver was given back since it was told.
+    pub fn untold(&self) -> u16 {
+        self.untold
+    }
+
+    /// Interrupts the driver, if it was given something back since the last time and wants to hear of it.
+    pub fn tell(&mut self) -> Result<(), Misuse> {
+        if mem::take(&mut self.untold) == 0 {
+            return Ok(());
+        }
+        let memory = self.memory.mapped();
+        if self.rings.needs_notification(memory).map_err(|_| Misuse::Rings)? && !self.unheard(memory)? {
+            self.interrupt.used();
+        }
+        Ok(())
     }
 
     /// Has `handle` deal with the chain that waits longest; whether there was one.
@@ -144,7 +175,8 @@ impl Queue {
             return Ok(false);
         }
         let written = handle(&self.chain, memory)?;
-        self.use_up(memory, self.chain.head, written)?;
+        self.use_up(self.chain.head, written)?;
+        self.tell()?;
         self.rings.enable_notification(memory).map_err(|_| Misuse::Rings)?;
         Ok(true)
     }
@@ -205,11 +237,9 @@ impl Queue {
         if goes_on { Err(Misuse::Endless) } else { Ok(true) }
     }
 
-    fn use_up(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), Misuse> {
-        self.rings.add_used(memory, head, written).map_err(|_| Misuse::Rings)?;
-        if self.rings.needs_notification(memory).map_err(|_| Misuse::Rings)? && !self.unheard(memory)? {
-            self.interrupt.used();
-        }
+    fn use_up(&mut self, head: u16, written: u32) -> Result<(), Misuse> {
+        self.rings.add_used(self.memory.mapped(), head, written).map_err(|_| Misuse::Rings)?;
+        self.untold = self.untold.saturating_add(1);
         Ok(())
     }
 

@@ -10,11 +10,16 @@ use super::super::{Chain, Misuse, Queue};
 use super::request::{Request, Status, Task, told};
 use super::{Blk, QUEUE_SIZE};
 use crate::memory::GuestMemory;
-use crate::storage::{Direction, Flush, Full, Ring, Storage};
+use crate::storage::{Cached, Direction, Flush, Full, Place, Ring, Storage};
+
+/// The driver is told of so many reads together, at most, where one follows the other at once: each time costs a fence,
+/// and perhaps an interrupt.
+const TOLD_TOGETHER: u16 = 8;
 
 /// What a queue's thread knows of what it began.
 #[derive(Default)]
 pub(super) struct Lane {
+    cached: Cached,
     waiting: Waiting,
     /// By number, what may be under way.
     begun: Vec<Begun>,
@@ -45,25 +50,26 @@ impl Lane {
         self.give_back(disk, queue)?;
         self.open(disk, number, queue);
         let guest = Arc::clone(queue.memory());
-        let memory = guest.mapped();
         let mut slices = Vec::new();
-        let more = queue.each_begun(|chain, _| {
-            let request = Request::parse(chain, memory)?;
-            let task = request.task(chain, memory, &mut slices)?;
-            let status = match task {
-                Task::Transfer { direction, offset } => {
-                    self.transfer(&*disk.storage, direction, offset, &slices, (&request, chain))
-                }
-                Task::Flush => self.flush(&*disk.storage, (&request, chain)),
-                Task::Other => Some(request.carry_out(chain, &*disk.storage, &disk.serial, memory)?),
+        let more = queue.each_taken(|queue| {
+            let memory = guest.mapped();
+            let request = Request::parse(queue.taken(), memory)?;
+            let task = request.task(queue.taken(), memory, &mut slices)?;
+            let Some(status) = self.begin_or_do(disk, (&request, task), queue, &slices)? else {
+                return Ok(());
             };
-            status.map(|status| request.end(chain, memory, status)).transpose()
+            let written = request.end(queue.taken(), memory, status)?;
+            queue.give_back_taken(written)?;
+            if queue.untold() < TOLD_TOGETHER { Ok(()) } else { queue.tell() }
         });
+        // Also of what went well before a misuse.
+        let told = queue.tell();
         let submitted = match &mut self.waiting {
             Waiting::In(ring, _) => ring.submit(),
             _ => true,
         };
         let more = more?;
+        told?;
         self.give_back(disk, queue)?;
         Ok(more || !submitted)
     }
@@ -95,34 +101,62 @@ impl Lane {
         self.free = (0..QUEUE_SIZE).collect();
     }
 
-    /// How it ended, if it has.
-    fn transfer(
+    /// How the request that was taken last ended, if it has.
+    fn begin_or_do(
         &mut self,
-        storage: &dyn Storage,
-        direction: Direction,
-        offset: u64,
+        disk: &Blk,
+        (request, task): (&Request, Task),
+        queue: &mut Queue,
         slices: &[VolatileSlice<'_>],
-        request: (&Request, &mut Chain),
-    ) -> Option<Status> {
-        if let Some(place) = storage.place(direction, offset, slices) {
-            match direction {
-                Direction::Read if place.read_cached(slices) => return Some(Status::Done),
-                // What is written goes into the page cache at once.
-                Direction::Write if !place.direct => {}
-                _ => {
-                    // SAFETY: the disk has the file open as long as it has this lane, which keeps the memory.
-                    let begin =
-                        |ring: &mut Ring, number| unsafe { ring.transfer(number, direction, &place, slices) };
-                    if self.begin(request, begin) {
-                        return None;
-                    }
+    ) -> Result<Option<Status>, Misuse> {
+        let storage = &*disk.storage;
+        match task {
+            Task::Transfer { direction, offset } => {
+                let place = storage.place(direction, offset, slices);
+                if direction == Direction::Read
+                    && let Some(place) = &place
+                    && self.cached.read(place, slices)
+                {
+                    return Ok(Some(Status::Done));
                 }
+                // What has ended must not wait for what may take its time, here and below.
+                queue.tell()?;
+                if let Some(place) = place
+                    && self.begin_transfer(direction, &place, slices, (request, queue.taken()))
+                {
+                    return Ok(None);
+                }
+                Ok(Some(told(transfer(storage, direction, offset, slices))))
+            }
+            Task::Flush => {
+                queue.tell()?;
+                Ok(self.flush(storage, (request, queue.taken())))
+            }
+            Task::Other => {
+                queue.tell()?;
+                let memory = Arc::clone(queue.memory());
+                request.carry_out(queue.taken(), storage, &disk.serial, memory.mapped()).map(Some)
             }
         }
-        Some(told(transfer(storage, direction, offset, slices)))
     }
 
-    /// How it ended, if it has.
+    /// Leaves a transfer to the kernel; whether that takes it.
+    fn begin_transfer(
+        &mut self,
+        direction: Direction,
+        place: &Place<'_>,
+        slices: &[VolatileSlice<'_>],
+        request: (&Request, &mut Chain),
+    ) -> bool {
+        // What is written goes into the page cache at once.
+        if direction == Direction::Write && !place.direct {
+            return false;
+        }
+        // SAFETY: the disk has the file open as long as it has this lane, which keeps the memory.
+        self.begin(request, |ring, number| unsafe { ring.transfer(number, direction, place, slices) })
+    }
+
+    /// How a flush ended, if it has.
     fn flush(&mut self, storage: &dyn Storage, request: (&Request, &mut Chain)) -> Option<Status> {
         let result = match storage.begin_flush() {
             Ok(Flush::File(file)) => {
@@ -167,7 +201,7 @@ impl Lane {
             let written = end(disk, request, chain, guest.mapped(), ended.result);
             result = result.and(written.and_then(|written| queue.give_back(chain, written)));
         }
-        result
+        result.and(queue.tell())
     }
 }
 
