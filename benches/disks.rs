@@ -1,5 +1,5 @@
-//! What a disk costs: blocks read through virtio, from the queue of a guest that does nothing else, beside the same
-//! blocks read from the same file by a process of the host. And peers with the same guest, where some are named, each
+//! What a disk costs: blocks read and written through virtio, by a guest that does nothing else, beside the same blocks
+//! of the same file read and written by a process of the host. And peers with the same guest, where some are named, each
 //! with `{guest}`, `{disk}` and `{work}` where the files and the guest's command line belong:
 //!
 //! `LODGER_BENCH_DISK_PEERS='qemu-system-x86_64 … -kernel {guest} -append {work} -drive file={disk},…' cargo bench
@@ -26,25 +26,27 @@ const DEPTH: u64 = 32;
 const ROUNDS: usize = 9;
 const PEERS: &str = "LODGER_BENCH_DISK_PEERS";
 
-/// What is read.
+/// What is done.
 struct Work {
     name: &'static str,
     block: u64,
     times: u64,
+    writes: bool,
     direct: bool,
     sequential: bool,
 }
 
-const WORKS: [Work; 3] = [
-    Work { name: "random 4 KiB, cached", block: 4096, times: 400_000, direct: false, sequential: false },
-    Work { name: "random 4 KiB, direct", block: 4096, times: 40_000, direct: true, sequential: false },
-    Work {
-        name: "sequential 128 KiB, cached",
-        block: 128 << 10,
-        times: 20_000,
-        direct: false,
-        sequential: true,
-    },
+const RANDOM: Work =
+    Work { name: "", block: 4096, times: 400_000, writes: false, direct: false, sequential: false };
+const SEQUENTIAL: Work = Work { block: 128 << 10, times: 20_000, sequential: true, ..RANDOM };
+
+const WORKS: [Work; 6] = [
+    Work { name: "random 4 KiB, cached", ..RANDOM },
+    Work { name: "random 4 KiB, direct", direct: true, times: 40_000, ..RANDOM },
+    Work { name: "sequential 128 KiB, cached", ..SEQUENTIAL },
+    Work { name: "random 4 KiB written", writes: true, times: 100_000, ..RANDOM },
+    Work { name: "random 4 KiB written, direct", writes: true, direct: true, times: 20_000, ..RANDOM },
+    Work { name: "sequential 128 KiB written", writes: true, times: 4_000, ..SEQUENTIAL },
 ];
 
 /// The same places as the guest's.
@@ -107,7 +109,7 @@ impl Drop for Files {
 /// One thread of the host: calls where the page cache answers, a ring of the same depth where the disk does.
 fn on_the_host(disk: &Path, work: &Work) -> Duration {
     let flags = if work.direct { libc::O_DIRECT } else { 0 };
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(disk).unwrap();
+    let file = OpenOptions::new().read(true).write(work.writes).custom_flags(flags).open(disk).unwrap();
     let mut places = Places::of(work);
     let mut memory = vec![0_u8; (work.block * (DEPTH + 1)) as usize];
     // Direct I/O wants aligned memory.
@@ -120,7 +122,11 @@ fn on_the_host(disk: &Path, work: &Work) -> Duration {
         for number in 0..work.times {
             let at = (number % DEPTH * work.block) as usize;
             let buffer = &mut buffers[at..at + work.block as usize];
-            file.read_exact_at(buffer, places.next() * work.block).unwrap();
+            let offset = places.next() * work.block;
+            match work.writes {
+                true => file.write_all_at(buffer, offset).unwrap(),
+                false => file.read_exact_at(buffer, offset).unwrap(),
+            }
         }
     }
     start.elapsed()
@@ -130,8 +136,13 @@ fn ring(file: &File, buffers: &mut [u8], work: &Work, places: &mut Places) {
     let mut ring = IoUring::new(DEPTH as u32).unwrap();
     let mut begin = |ring: &mut IoUring, slot: u64| {
         let buffer = buffers[(slot * work.block) as usize..].as_mut_ptr();
-        let read = opcode::Read::new(types::Fd(file.as_raw_fd()), buffer, work.block as u32);
-        let entry = read.offset(places.next() * work.block).build().user_data(slot);
+        let (fd, length) = (types::Fd(file.as_raw_fd()), work.block as u32);
+        let offset = places.next() * work.block;
+        let entry = match work.writes {
+            true => opcode::Write::new(fd, buffer, length).offset(offset).build(),
+            false => opcode::Read::new(fd, buffer, length).offset(offset).build(),
+        };
+        let entry = entry.user_data(slot);
         // SAFETY: the buffer is used by this slot alone, and stays until the last request has ended.
         unsafe { ring.submission().push(&entry) }.unwrap();
     };
@@ -153,7 +164,8 @@ fn ring(file: &File, buffers: &mut [u8], work: &Work, places: &mut Places) {
 
 fn guest_commands(work: &Work) -> String {
     let order = if work.sequential { " seq" } else { "" };
-    format!("quiet run=disk read {} {DEPTH} {}{order};halt", work.block, work.times)
+    let verb = if work.writes { "write" } else { "read" };
+    format!("quiet run=disk {verb} {} {DEPTH} {}{order};halt", work.block, work.times)
 }
 
 /// The time between the lines that the guest prints before and after its work.
@@ -174,9 +186,10 @@ fn in_a_guest(mut command: Command) -> Duration {
 
 fn lodger(disk: &Path, work: &Work) -> Duration {
     let direct = if work.direct { ",direct" } else { "" };
+    let only_read = if work.writes { "" } else { ",ro" };
     let mut command = Command::new(env!("CARGO_BIN_EXE_lodger"));
     command.args(["run", "--cmdline", &guest_commands(work)]);
-    command.arg("--disk").arg(format!("{},format=raw,ro{direct}", disk.display()));
+    command.arg("--disk").arg(format!("{},format=raw{only_read}{direct}", disk.display()));
     in_a_guest(command)
 }
 
@@ -193,12 +206,13 @@ fn peer(line: &str, files: &Files, work: &Work) -> Duration {
     })
 }
 
-fn reads(criterion: &mut Criterion) {
+fn disks(criterion: &mut Criterion) {
     let files = Files::make();
     let peers = env::var(PEERS).unwrap_or_default();
     let peers: Vec<_> = peers.split(';').map(str::trim).filter(|line| !line.is_empty()).collect();
     for work in &WORKS {
-        // All of it is in the page cache afterwards; direct reads pass that by.
+        // All of it is in the page cache afterwards, and nothing has to be written back; direct work passes that by.
+        File::open(&files.disk).unwrap().sync_all().unwrap();
         File::open(&files.disk).unwrap().read_to_end(&mut Vec::with_capacity(SIZE as usize)).unwrap();
         let mut host = Vec::new();
         let mut ours = Vec::new();
@@ -234,5 +248,5 @@ fn reads(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, reads);
+criterion_group!(benches, disks);
 criterion_main!(benches);
