@@ -22,9 +22,11 @@ pub mod rng;
 mod testing;
 mod worker;
 
+use std::time::Duration;
+
 pub use interrupt::Interrupt;
 pub use link::Link;
-pub use queue::{Buffer, Chain, Misuse, Queue};
+pub use queue::{Buffer, Chain, Misuse, Queue, Taken};
 
 /// The device follows the specification's version 1 (section 6).
 pub const VERSION_1: u64 = 1 << 32;
@@ -42,6 +44,24 @@ pub struct Kind {
     pub id: u32,
     /// Its name, for listings and messages.
     pub name: &'static str,
+}
+
+/// What a device leaves in a queue that it has served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: somebody rings if that changes.
+    Nothing,
+    /// There may be more, which it wants to do now.
+    More,
+    /// There is more, which it wants to do when so much time has passed, or somebody rings before that.
+    After(Duration),
+}
+
+impl Left {
+    /// What is left if there may be more, or not.
+    pub fn more(more: bool) -> Self {
+        if more { Self::More } else { Self::Nothing }
+    }
 }
 
 /// What requests mean. Called by vCPU threads for its configuration, by its own threads for its queues.
@@ -81,8 +101,8 @@ pub trait Device: Send + Sync + 'static {
         let _ = features;
     }
 
-    /// Does what waits in the queue with this number, or a part of it; whether there may be more.
-    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse>;
+    /// Does what waits in the queue with this number, or a part of it; what is left.
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse>;
 
     /// Its thread ends, and takes the queue with it. What the device has begun of it and not given back has to be
     /// waited for.

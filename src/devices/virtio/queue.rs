@@ -67,6 +67,20 @@ impl Chain {
     }
 }
 
+/// What a device did with the chain that it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// All that it asks for, and wrote so many bytes into it.
+    Done(u32),
+    /// It exchanged the chain for any other that it does not need, and gives it [back](Queue::give_back) later.
+    Begun,
+    /// Nothing: it is the first to be seen the next time, and until then the driver need not ring.
+    Not,
+}
+
+/// The driver is told of so many chains together, at most: each time costs a fence, and perhaps an interrupt.
+const TOLD_TOGETHER: u16 = 8;
+
 /// The total length of some buffers.
 pub fn length(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
@@ -108,30 +122,54 @@ impl Queue {
     ) -> Result<bool, Misuse> {
         let memory = Arc::clone(&self.memory);
         self.each_taken(|queue| {
-            let written = handle(&queue.chain, memory.mapped())?;
-            queue.use_up(queue.chain.head, written)?;
-            queue.tell()
+            // What has ended does not wait for the next.
+            queue.tell()?;
+            handle(&queue.chain, memory.mapped()).map(Taken::Done)
         })
     }
 
-    /// The same for who gives chains [back](Self::give_back) when they please, and [tells](Self::tell) of it then.
+    /// The same for chains that may take their time, or have to wait for their turn. Whoever begins what may take its
+    /// time [tells](Self::tell) the driver first of what has ended; else it is told of several together.
     pub fn each_taken(
         &mut self,
-        mut handle: impl FnMut(&mut Self) -> Result<(), Misuse>,
+        handle: impl FnMut(&mut Self) -> Result<Taken, Misuse>,
     ) -> Result<bool, Misuse> {
         let memory = Arc::clone(&self.memory);
-        let memory = memory.mapped();
+        let more = self.take_each(memory.mapped(), handle);
+        // Also of what went well before a misuse.
+        self.tell()?;
+        more
+    }
+
+    fn take_each(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        mut handle: impl FnMut(&mut Self) -> Result<Taken, Misuse>,
+    ) -> Result<bool, Misuse> {
         self.rings.disable_notification(memory).map_err(|_| Misuse::Rings)?;
         for _ in 0..self.rings.size() {
             if !self.pop(memory)? {
                 return self.rings.enable_notification(memory).map_err(|_| Misuse::Rings);
             }
-            handle(self)?;
+            let head = self.chain.head;
+            match handle(self)? {
+                Taken::Done(written) => {
+                    self.use_up(head, written)?;
+                    if self.untold >= TOLD_TOGETHER {
+                        self.tell()?;
+                    }
+                }
+                Taken::Begun => {}
+                Taken::Not => {
+                    self.rings.go_to_previous_position();
+                    break;
+                }
+            }
         }
         Ok(true)
     }
 
-    /// The chain that was taken last. Who keeps it exchanges it for any other that they do not need.
+    /// The chain that was taken last.
     pub fn taken(&mut self) -> &mut Chain {
         &mut self.chain
     }
@@ -140,16 +178,6 @@ impl Queue {
     /// not yet [told](Self::tell).
     pub fn give_back(&mut self, chain: &Chain, written: u32) -> Result<(), Misuse> {
         self.use_up(chain.head, written)
-    }
-
-    /// The same for the chain that was taken last.
-    pub fn give_back_taken(&mut self, written: u32) -> Result<(), Misuse> {
-        self.use_up(self.chain.head, written)
-    }
-
-    /// How many chains the driver was given back since it was told.
-    pub fn untold(&self) -> u16 {
-        self.untold
     }
 
     /// Interrupts the driver, if it was given something back since the last time and wants to hear of it.

@@ -5,7 +5,7 @@
 use vm_memory::VolatileSlice;
 
 use super::queue::{self, length};
-use super::{Device, Kind, Misuse, Queue};
+use super::{Device, Kind, Left, Misuse, Queue};
 
 /// As many buffers as a driver can have waiting.
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -33,8 +33,8 @@ impl Device for Rng {
         Vec::new()
     }
 
-    fn serve(&self, _number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
-        queue.each(|chain, memory| {
+    fn serve(&self, _number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
+        let more = queue.each(|chain, memory| {
             let wanted = length(chain.writable()).min(MOST);
             if wanted == 0 {
                 return Err(Misuse::Request);
@@ -42,7 +42,8 @@ impl Device for Rng {
             let mut slices = Vec::new();
             queue::slices(memory, chain.writable(), 0, wanted, &mut slices)?;
             Ok(slices.iter().map(fill).sum())
-        })
+        })?;
+        Ok(Left::more(more))
     }
 }
 

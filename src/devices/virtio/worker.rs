@@ -1,19 +1,24 @@
 //! The threads that serve a device's queues.
 //!
-//! Each waits for the doorbells of its queues and for its end. What it served it gives back when it ends, so that a
-//! device can be stopped at any moment between two requests, saved, and started again.
+//! Each waits for the doorbells of its queues, for the moment at which its device wants to go on, and for its end. What
+//! it served it gives back when it ends, so that a device can be stopped at any moment between two requests, saved, and
+//! started again.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Device, Misuse, Queue};
+use super::{Device, Left, Misuse, Queue};
 use crate::{event, threads};
 
 const STACK_SIZE: usize = 128 << 10;
+/// A device that wants to wait for longer is asked again.
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// A queue with its number and its doorbell.
 pub(super) struct Served {
@@ -62,23 +67,60 @@ impl Worker {
     }
 }
 
+/// When a queue is to be served although nobody rings.
+#[derive(Clone, Copy)]
+enum Due {
+    Never,
+    Now,
+    At(Instant),
+}
+
+impl Due {
+    fn of(left: Left) -> Self {
+        match left {
+            Left::Nothing => Self::Never,
+            Left::More => Self::Now,
+            Left::After(time) => Self::At(Instant::now() + time.min(LONGEST)),
+        }
+    }
+
+    /// How long until then. Looks at the clock only for queues that wait for a moment.
+    fn wait(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::Now => Some(Duration::ZERO),
+            Self::At(moment) => Some(moment.saturating_duration_since(Instant::now())),
+        }
+    }
+}
+
 fn serve(device: &dyn Device, queues: &mut [Served], stop: &EventFd) -> Result<(), Misuse> {
     let readable = |event: &EventFd| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut polled: Vec<_> = queues.iter().map(|served| readable(&served.doorbell)).collect();
     polled.push(readable(stop));
     // What came before this thread did not ring for it.
-    let mut more = vec![true; queues.len()];
+    let mut due = vec![Due::Now; queues.len()];
     loop {
-        let limit = if more.contains(&true) { 0 } else { -1 };
-        // SAFETY: so many initialised entries. Interrupted or not, the doorbells tell what there is to do.
-        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, limit) };
+        poll(&mut polled, due.iter().filter_map(|due| due.wait()).min());
         if stop.read().is_ok() {
             return Ok(());
         }
-        for (served, more) in queues.iter_mut().zip(&mut more) {
-            if served.doorbell.read().is_ok() || *more {
-                *more = device.serve(served.number, &mut served.queue)?;
+        for (served, due) in queues.iter_mut().zip(&mut due) {
+            if served.doorbell.read().is_ok() || due.wait() == Some(Duration::ZERO) {
+                *due = Due::of(device.serve(served.number, &mut served.queue)?);
             }
         }
     }
+}
+
+/// Waits until one of them is set or so much time has passed. Milliseconds would be too coarse for that.
+fn poll(polled: &mut [libc::pollfd], limit: Option<Duration>) {
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: so many initialised entries, and a limit that is none or lives as long as the call. Interrupted or not,
+    // the doorbells tell what there is to do.
+    unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, limit, ptr::null()) };
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use super::{Device, Kind, Link, Misuse, Queue};
+use super::{Device, Kind, Left, Link, Misuse, Queue};
 use crate::devices::{self, lock};
 use crate::memory::{self, GuestMemory};
 use pages::PAGE;
@@ -278,15 +278,16 @@ impl Device for Balloon {
         self.features.store(features, Ordering::SeqCst);
     }
 
-    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
-        match number {
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
+        let more = match number {
             INFLATE => self.inflate(queue),
             DEFLATE => Self::deflate(queue),
             STATISTICS if self.has(feature::STATISTICS) => self.exchange.serve(queue).map(|()| false),
             _ if self.has(feature::REPORTING) => self.take_report(queue),
             // A queue that nothing was agreed on for.
             _ => Ok(false),
-        }
+        };
+        more.map(Left::more)
     }
 }
 

@@ -6,15 +6,11 @@ use std::sync::Arc;
 
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
-use super::super::{Chain, Misuse, Queue};
+use super::super::{Chain, Left, Misuse, Queue, Taken};
 use super::request::{Request, Status, Task, told};
 use super::{Blk, QUEUE_SIZE};
 use crate::memory::GuestMemory;
 use crate::storage::{Cached, Direction, Flush, Full, Place, Ring, Storage};
-
-/// The driver is told of so many reads together, at most, where one follows the other at once: each time costs a fence,
-/// and perhaps an interrupt.
-const TOLD_TOGETHER: u16 = 8;
 
 /// What a queue's thread knows of what it began.
 #[derive(Default)]
@@ -45,8 +41,8 @@ struct Begun {
 }
 
 impl Lane {
-    /// Gives back what has ended, and does or begins what waits; whether there may be more.
-    pub fn serve(&mut self, disk: &Blk, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+    /// Gives back what has ended, and does or begins what waits; what is left.
+    pub fn serve(&mut self, disk: &Blk, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
         self.give_back(disk, queue)?;
         self.open(disk, number, queue);
         let guest = Arc::clone(queue.memory());
@@ -55,23 +51,18 @@ impl Lane {
             let memory = guest.mapped();
             let request = Request::parse(queue.taken(), memory)?;
             let task = request.task(queue.taken(), memory, &mut slices)?;
-            let Some(status) = self.begin_or_do(disk, (&request, task), queue, &slices)? else {
-                return Ok(());
-            };
-            let written = request.end(queue.taken(), memory, status)?;
-            queue.give_back_taken(written)?;
-            if queue.untold() < TOLD_TOGETHER { Ok(()) } else { queue.tell() }
+            match self.begin_or_do(disk, (&request, task), queue, &slices)? {
+                Some(status) => request.end(queue.taken(), memory, status).map(Taken::Done),
+                None => Ok(Taken::Begun),
+            }
         });
-        // Also of what went well before a misuse.
-        let told = queue.tell();
         let submitted = match &mut self.waiting {
             Waiting::In(ring, _) => ring.submit(),
             _ => true,
         };
         let more = more?;
-        told?;
         self.give_back(disk, queue)?;
-        Ok(more || !submitted)
+        Ok(Left::more(more || !submitted))
     }
 
     /// Waits for all that is under way.

@@ -9,7 +9,7 @@ mod request;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Device, Kind, Link, Misuse, Queue};
+use super::{Device, Kind, Left, Link, Misuse, Queue};
 use crate::devices::lock;
 use crate::storage::Storage;
 use lane::Lane;
@@ -108,8 +108,8 @@ impl Device for Blk {
         let _: Result<(), Link> = self.link.set(link);
     }
 
-    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
-        let Some(lane) = self.lanes.get(usize::from(number)) else { return Ok(false) };
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
+        let Some(lane) = self.lanes.get(usize::from(number)) else { return Ok(Left::Nothing) };
         lock(lane).serve(self, number, queue)
     }
 

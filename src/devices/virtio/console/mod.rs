@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Kind, Link, Misuse, Queue};
+use super::{Device, Kind, Left, Link, Misuse, Queue};
 use crate::devices::{self, lock};
 use control::Event;
 pub use port::{CAPACITY, Peers, Port};
@@ -205,23 +205,24 @@ impl Device for Console {
         self.features.store(features, Ordering::SeqCst);
     }
 
-    fn serve(&self, number: u16, queue: &mut Queue) -> Result<bool, Misuse> {
+    fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
         let several = self.has(feature::MULTIPORT);
         let (index, is_out) = (u32::from(number) / 2, number % 2 == 1);
         let port = match (number, several) {
-            (MESSAGES_IN, true) => return self.tell(queue),
-            (MESSAGES_OUT, true) => return self.listen(queue),
+            (MESSAGES_IN, true) => return self.tell(queue).map(Left::more),
+            (MESSAGES_OUT, true) => return self.listen(queue).map(Left::more),
             (0 | 1, _) => self.port(0),
             (_, true) => self.port(index - 1),
             // A queue that nothing was agreed on for.
-            (_, false) => return Ok(false),
+            (_, false) => return Ok(Left::Nothing),
         };
-        match (port, is_out) {
+        let more = match (port, is_out) {
             (Some(port), true) => port.take_from(queue),
             (Some(port), false) => port.give_to(queue, several),
             (None, true) => port::swallow(queue),
             (None, false) => Ok(false),
-        }
+        };
+        more.map(Left::more)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Generated chains for a device's queues, which are served in the test's own thread: thousands in the time of a wake-up.
 
 use std::sync::Arc;
+use std::thread;
 
 use virtio_queue::{Queue as Rings, QueueT};
 
 use super::alone::{alone, cases, watched};
 use super::{Target, chains};
 use crate::devices::virtio::testing::{Driver, Numbers};
-use crate::devices::virtio::{Device, Interrupt, Misuse, Queue, VERSION_1};
+use crate::devices::virtio::{Device, Interrupt, Left, Misuse, Queue, VERSION_1};
 
 /// Each chain ends in an answer or in misuse, and after that the device is as good as before. `test` is the one that
 /// calls this.
@@ -82,17 +83,19 @@ impl<'a, T: Target> Direct<'a, T> {
     fn attack(&mut self, random: &mut Numbers) -> Result<(), Misuse> {
         let queue = random.below(self.queues.len() as u64) as u16;
         chains::put(self.target, &mut self.driver, queue, random);
-        let mut result = Ok(true);
+        let mut result = Ok(Left::More);
         // An index can jump by 65,535 at most, and whoever never came to an end would stay here.
         for _ in 0..70_000 / 16 {
             result = self.device.serve(queue, &mut self.queues[usize::from(queue)]);
-            if !matches!(result, Ok(true)) {
-                break;
+            match result {
+                Ok(Left::More) => {}
+                Ok(Left::After(time)) => thread::sleep(time),
+                _ => break,
             }
         }
         match result {
-            Ok(more) => {
-                assert!(!more, "the device does not come to an end");
+            Ok(left) => {
+                assert_eq!(left, Left::Nothing, "the device does not come to an end");
                 Ok(())
             }
             Err(misuse) => {
