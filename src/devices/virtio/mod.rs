@@ -14,6 +14,7 @@ pub mod console;
 #[cfg(test)]
 mod hostile;
 mod interrupt;
+mod limit;
 mod link;
 pub mod mmio;
 mod queue;
@@ -25,6 +26,7 @@ mod worker;
 use std::time::Duration;
 
 pub use interrupt::Interrupt;
+pub use limit::{Limits, Rate};
 pub use link::Link;
 pub use queue::{Buffer, Chain, Misuse, Queue, Taken};
 

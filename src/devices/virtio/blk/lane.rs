@@ -41,16 +41,21 @@ struct Begun {
 }
 
 impl Lane {
-    /// Gives back what has ended, and does or begins what waits; what is left.
+    /// Gives back what has ended, and does or begins what waits, as far as the disk's limits let it; what is left.
     pub fn serve(&mut self, disk: &Blk, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
         self.give_back(disk, queue)?;
         self.open(disk, number, queue);
         let guest = Arc::clone(queue.memory());
         let mut slices = Vec::new();
+        let mut wait = None;
         let more = queue.each_taken(|queue| {
             let memory = guest.mapped();
             let request = Request::parse(queue.taken(), memory)?;
             let task = request.task(queue.taken(), memory, &mut slices)?;
+            if let Err(time) = disk.limiter.admit(request.moves()) {
+                wait = Some(time);
+                return Ok(Taken::Not);
+            }
             match self.begin_or_do(disk, (&request, task), queue, &slices)? {
                 Some(status) => request.end(queue.taken(), memory, status).map(Taken::Done),
                 None => Ok(Taken::Begun),
@@ -62,7 +67,11 @@ impl Lane {
         };
         let more = more?;
         self.give_back(disk, queue)?;
-        Ok(Left::more(more || !submitted))
+        Ok(match wait {
+            // What has ended meanwhile rings.
+            Some(time) if submitted => Left::After(time),
+            _ => Left::more(more || !submitted),
+        })
     }
 
     /// Waits for all that is under way.

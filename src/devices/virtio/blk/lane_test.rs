@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use vm_memory::VolatileSlice;
 
+use super::super::super::Rate;
 use super::super::super::testing::{BUFFERS, Driver};
 use super::super::*;
 use crate::storage::{Direction, Disk, Flush, Place, Storage};
@@ -157,6 +160,28 @@ fn a_request_that_waits_holds_up_no_other() {
     driver.until("the first request ends", || driver.used(0) == 2);
     assert_eq!((status(&driver, 0), driver.last_length(0)), (0, 513));
     assert_eq!(driver.get::<512>(place(0)[2]), [5; 512]);
+}
+
+#[test]
+fn what_is_under_way_ends_while_the_next_request_waits_for_its_limit() {
+    let storage = Waits::new();
+    let disk = Arc::new(Blk::new(Arc::clone(&storage) as _, "", 1));
+    // The first goes on credit, and the second would wait for more than a minute.
+    let bytes = Some(Rate { per_second: 8.try_into().unwrap(), burst: NonZeroU64::MIN });
+    disk.set_limits(Limits { bytes, operations: None });
+    let mut driver = Driver::new(Arc::clone(&disk) as _);
+    storage.file.write_all_at(&[7; 512], 0).unwrap();
+    begin(&mut driver, 0, READ, FROM_PIPE, 512);
+    begin(&mut driver, 1, READ, 0, 512);
+    driver.ring(0);
+    storage.fill_pipe(&[5; 512]);
+    driver.until("the first request ends", || driver.used(0) == 1);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!((driver.used(0), status(&driver, 0), status(&driver, 1)), (1, 0, 0xee));
+    assert_eq!(driver.get::<512>(place(0)[2]), [5; 512]);
+    disk.set_limits(Limits::default());
+    driver.until("the second request ends", || driver.used(0) == 2);
+    assert_eq!((status(&driver, 1), driver.get::<512>(place(1)[2])), (0, [7; 512]));
 }
 
 #[test]

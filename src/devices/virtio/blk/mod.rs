@@ -2,14 +2,15 @@
 //!
 //! What the driver asks for is carried out by a [`Storage`]. What is in the host's page cache, or goes into it, is
 //! moved at once; what has to wait for the host's disk is left to its kernel, as much at a time as the driver asks for.
-//! A request that fails fails for the guest alone.
+//! What its [`Limits`] do not let go yet stays in its queue. A request that fails fails for the guest alone.
 
 mod lane;
 mod request;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Device, Kind, Left, Link, Misuse, Queue};
+use super::limit::Limiter;
+use super::{Device, Kind, Left, Limits, Link, Misuse, Queue};
 use crate::devices::lock;
 use crate::storage::Storage;
 use lane::Lane;
@@ -46,6 +47,9 @@ pub struct Blk {
     /// One for each queue.
     lanes: Vec<Mutex<Lane>>,
     link: OnceLock<Link>,
+    /// No part of what is saved: the limits are the owner's, who describes the machine, and how much of them is used is
+    /// a matter of the host's time. A reset changes neither, or a guest could help itself to a burst by each.
+    limiter: Limiter,
 }
 
 impl Blk {
@@ -55,7 +59,21 @@ impl Blk {
         padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
         let queues = vec![QUEUE_SIZE; queues.max(1).into()];
         let lanes = queues.iter().map(|_| Mutex::default()).collect();
-        Self { storage, serial: padded, queues, lanes, link: OnceLock::new() }
+        Self { storage, serial: padded, queues, lanes, link: OnceLock::new(), limiter: Limiter::new() }
+    }
+
+    /// What it may do in a time, all its queues together.
+    pub fn limits(&self) -> Limits {
+        self.limiter.limits()
+    }
+
+    /// Exchanges that, at any moment; requests that wait now go as the new limits let them. Every request is one
+    /// operation, and those that read or write move bytes.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limiter.set(limits);
+        if let Some(link) = self.link.get() {
+            (0..).zip(&self.queues).for_each(|(number, _)| link.wake(number));
+        }
     }
 }
 
@@ -122,3 +140,7 @@ impl Device for Blk {
 #[cfg(test)]
 #[path = "blk_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "limits_test.rs"]
+mod limits_tests;

@@ -1,12 +1,14 @@
 //! Disks of each kind, attacked.
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Target, queues, transport};
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::testing::{BUFFERS, Driver, Numbers, Part};
+use crate::devices::virtio::{Limits, Rate};
 use crate::storage::testing::TempDir;
 use crate::storage::{Disk, DiskOptions, Format, Repair, Storage, tools};
 
@@ -19,6 +21,7 @@ const SECTORS: u64 = SIZE / 512;
 struct Attacked {
     storage: Arc<dyn Storage>,
     queues: u16,
+    limits: Limits,
     /// Its image, if that has a name.
     image: Option<(TempDir, PathBuf)>,
 }
@@ -26,7 +29,7 @@ struct Attacked {
 impl Attacked {
     fn raw(queues: u16) -> Self {
         let storage = Disk::ephemeral(&std::env::temp_dir(), SIZE).unwrap();
-        Self { storage: Arc::new(storage), queues, image: None }
+        Self { storage: Arc::new(storage), queues, limits: Limits::default(), image: None }
     }
 }
 
@@ -57,7 +60,16 @@ impl Target for Attacked {
     type Device = Blk;
 
     fn device(&self) -> Arc<Blk> {
-        Arc::new(Blk::new(Arc::clone(&self.storage), "hostile", self.queues))
+        let disk = Blk::new(Arc::clone(&self.storage), "hostile", self.queues);
+        disk.set_limits(self.limits);
+        Arc::new(disk)
+    }
+
+    fn disturb(&self, device: &Blk, random: &mut Numbers) {
+        // Limits come and go, on disks that have any.
+        if self.limits != Limits::default() {
+            device.set_limits([Limits::default(), self.limits][random.below(2) as usize]);
+        }
     }
 
     fn request(&self, _queue: u16, random: &mut Numbers, driver: &Driver) -> Vec<Part> {
@@ -126,12 +138,23 @@ fn image(read_only: bool) -> Attacked {
     tools::create_overlay(&overlay, &base, Some(Format::Raw), None, false).unwrap();
     let options = DiskOptions { read_only, ..DiskOptions::default() };
     let storage = Arc::new(Disk::open(&overlay, &options).unwrap());
-    Attacked { storage, queues: 1, image: Some((dir, overlay)) }
+    Attacked { storage, queues: 1, limits: Limits::default(), image: Some((dir, overlay)) }
 }
 
 #[test]
 fn hostile_requests_to_a_raw_disk_end_in_an_answer_or_a_reset() {
     queues(&hostile_requests_to_a_raw_disk_end_in_an_answer_or_a_reset, 60_000, || Attacked::raw(3));
+}
+
+#[test]
+fn hostile_requests_to_a_disk_with_limits_end_in_an_answer_or_a_reset() {
+    let rate = |number| Some(Rate { per_second: number, burst: NonZeroU64::MIN });
+    let limits = Limits {
+        bytes: NonZeroU64::new(10 << 30).and_then(rate),
+        operations: NonZeroU64::new(50_000).and_then(rate),
+    };
+    let target = || Attacked { limits, ..Attacked::raw(3) };
+    queues(&hostile_requests_to_a_disk_with_limits_end_in_an_answer_or_a_reset, 20_000, target);
 }
 
 #[test]
