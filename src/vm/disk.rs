@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::rate::{self, RateError, Unit};
 use crate::devices::virtio::blk::SERIAL_LENGTH;
+use crate::devices::virtio::{Limits, Rate};
 use crate::memory::human;
 use crate::size::{self, SizeError};
 use crate::storage::Format;
@@ -27,6 +29,8 @@ pub struct DiskSpec {
     pub queues: u16,
     /// The serial number that the guest can ask for.
     pub serial: Option<String>,
+    /// How much it does in a time, all its queues together.
+    pub limits: Limits,
 }
 
 /// Where the bytes of a disk are.
@@ -66,7 +70,7 @@ impl DiskSpec {
     }
 
     fn of(source: DiskSource) -> Self {
-        Self { source, read_only: false, direct: false, queues: 1, serial: None }
+        Self { source, read_only: false, direct: false, queues: 1, serial: None, limits: Limits::default() }
     }
 
     /// The serial number; without one, it is empty.
@@ -87,6 +91,10 @@ impl DiskSpec {
                 self.queues = queues.ok_or_else(|| DiskSpecError::Queues(number.to_owned()))?;
             }
             (("serial", Some(serial)), _) => self.serial = Some(check_serial(serial)?.to_owned()),
+            (("bps", Some(text)), _) => self.limits.bytes = Some(limit("bps", text, Unit::Bytes)?),
+            (("iops", Some(text)), _) => {
+                self.limits.operations = Some(limit("iops", text, Unit::Operations)?)
+            }
             (("format", Some(name)), DiskSource::Image { format, .. }) => {
                 *format = Some(name.parse().map_err(|_| DiskSpecError::Format(name.to_owned()))?);
             }
@@ -114,6 +122,11 @@ fn check_serial(serial: &str) -> Result<&str, DiskSpecError> {
     Ok(serial)
 }
 
+fn limit(name: &'static str, text: &str, unit: Unit) -> Result<Rate, DiskSpecError> {
+    let error = |reason| DiskSpecError::Limit { name, text: text.to_owned(), reason };
+    rate::parse(text, unit).map_err(error)
+}
+
 /// Why this describes no disk.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DiskSpecError {
@@ -123,7 +136,7 @@ pub enum DiskSpecError {
     /// An option that there is not.
     #[error(
         "{0:?} is no option of such a disk: images have format=raw|qcow2, overlay, overlay=FILE, those without a file \
-         size=SIZE, and all have ro, direct, queues=N, serial=TEXT"
+         size=SIZE, and all have ro, direct, queues=N, serial=TEXT, bps=SIZE[+BURST], iops=N[+BURST]"
     )]
     Option(String),
     /// A format that there is not.
@@ -135,6 +148,16 @@ pub enum DiskSpecError {
     /// Not such a serial number.
     #[error("{0:?} is no serial number: 1 to {SERIAL_LENGTH} printable characters")]
     Serial(String),
+    /// Not such a limit.
+    #[error("{name}={text} is no limit: {reason}")]
+    Limit {
+        /// The option.
+        name: &'static str,
+        /// What it was given.
+        text: String,
+        /// Why that is none.
+        reason: RateError,
+    },
     /// No size at all.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -194,6 +217,12 @@ impl fmt::Display for DiskSpec {
         if self.queues != 1 {
             write!(f, ",queues={}", self.queues)?;
         }
+        if let Some(rate) = self.limits.bytes {
+            write!(f, ",bps={}", rate::text(rate, Unit::Bytes))?;
+        }
+        if let Some(rate) = self.limits.operations {
+            write!(f, ",iops={}", rate::text(rate, Unit::Operations))?;
+        }
         match &self.serial {
             Some(serial) => write!(f, ",serial={serial}"),
             None => Ok(()),
@@ -216,6 +245,10 @@ mod tests {
             "x,overlay=/tmp/y.qcow2,direct",
             "ephemeral,size=1G",
             "ephemeral,size=512,serial=a",
+            "x,bps=20M",
+            "x,iops=500+2000",
+            "x,direct,queues=2,bps=20M+100M,iops=1,serial=a",
+            "x,bps=18446744073709551615+18446744073709551615,iops=18446744073709551615+1",
         ] {
             assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);
         }
@@ -238,6 +271,23 @@ mod tests {
             ("x,queues=17", "1 to 16"),
             ("x,serial=", "serial number"),
             ("x,serial=012345678901234567890", "serial number"),
+            ("x,bps", "\"bps\" is no option"),
+            ("x,bps=", "bps= is no limit: \"\" is not a size"),
+            ("x,bps=fast", "\"fast\" is not a size"),
+            ("x,bps=0", "bps=0 is no limit: nothing a second"),
+            ("x,bps=-1", "\"-1\" is not a size"),
+            ("x,bps=16E", "too large"),
+            ("x,bps=1M+", "\"\" is not a size"),
+            ("x,bps=1M+0", "bps=1M+0 is no limit: a burst of nothing"),
+            ("x,bps=1M+-1", "\"-1\" is not a size"),
+            ("x,bps=1M+2M+3M", "\"2M+3M\" is not a size"),
+            ("x,bps=1.1K", "whole number of bytes"),
+            ("x,iops=0", "iops=0 is no limit: nothing a second"),
+            ("x,iops=1K", "\"1K\" is no number"),
+            ("x,iops=+1", "\"\" is no number"),
+            ("x,iops=1++1", "\"+1\" is no number"),
+            ("x,iops=1+0", "a burst of nothing"),
+            ("x,iops=18446744073709551616", "\"18446744073709551616\" is no number"),
             ("ephemeral", "has a size"),
             ("ephemeral,size=0", "size of a disk"),
             ("ephemeral,size=513", "size of a disk"),

@@ -22,6 +22,7 @@ use crate::devices::reset::{self, Reset};
 use crate::devices::serial::{self, Serial};
 use crate::devices::sleep::{self, Sleep};
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
 use crate::event;
@@ -42,6 +43,7 @@ pub struct Machine<V: Vm> {
     bus: Arc<Bus>,
     devices: Devices,
     virtio: Vec<Arc<Mmio>>,
+    disks: Vec<Arc<Blk>>,
     balloon: Option<Arc<Balloon>>,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
@@ -219,8 +221,8 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, pci, post };
-        let (balloon, watch) = (planned.balloon, Watch::default());
-        Ok(Self { vcpus, bus, devices, virtio, balloon, console, end, gaps, watch, board })
+        let (disks, balloon, watch) = (planned.disks, planned.balloon, Watch::default());
+        Ok(Self { vcpus, bus, devices, virtio, disks, balloon, console, end, gaps, watch, board })
     }
 
     /// Lets all processors run, for the first time or after a pause.
@@ -301,6 +303,11 @@ impl<V: Vm> Machine<V> {
     /// Its virtio devices, in the order in which the guest finds them.
     pub fn virtio(&self) -> &[Arc<Mmio>] {
         &self.virtio
+    }
+
+    /// Its disks, in the order in which they were described.
+    pub fn disks(&self) -> &[Arc<Blk>] {
+        &self.disks
     }
 
     /// Its balloon, if it has one.

@@ -10,6 +10,7 @@ mod disk;
 mod machine;
 mod outcome;
 mod processors;
+mod rate;
 mod timeline;
 mod virtio;
 mod watch;
@@ -29,6 +30,7 @@ pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
 pub use processors::offered_flags;
+pub use rate::RateError;
 pub use timeline::Timeline;
 pub use watch::INTERVAL as LOOK_INTERVAL;
 

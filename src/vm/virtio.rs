@@ -34,16 +34,15 @@ pub(super) struct Planned {
 pub(super) struct Plan {
     /// In the order in which the guest finds them.
     pub devices: Vec<Planned>,
-    /// The one of them to which the machine's owner speaks.
+    /// Those of them to which the machine's owner speaks.
+    pub disks: Vec<Arc<Blk>>,
     pub balloon: Option<Arc<Balloon>>,
 }
 
 /// Opens what the devices need.
 pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
-    let mut devices: Vec<Arc<dyn Device>> = Vec::new();
-    for disk in &config.disks {
-        devices.push(Arc::new(Blk::new(Arc::new(open(disk)?), disk.serial(), disk.queues)));
-    }
+    let disks = config.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
+    let mut devices: Vec<Arc<dyn Device>> = disks.iter().map(|disk| Arc::clone(disk) as _).collect();
     if config.rng {
         devices.push(Arc::new(Rng));
     }
@@ -55,7 +54,13 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
     let devices = devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) });
-    Ok(Plan { devices: devices.collect(), balloon })
+    Ok(Plan { devices: devices.collect(), disks, balloon })
+}
+
+fn disk(spec: &DiskSpec) -> Result<Arc<Blk>, storage::Error> {
+    let disk = Blk::new(Arc::new(open(spec)?), spec.serial(), spec.queues);
+    disk.set_limits(spec.limits);
+    Ok(Arc::new(disk))
 }
 
 fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error> {

@@ -33,6 +33,13 @@ fn text_that_is_no_size_is_wrong_usage() {
 }
 
 #[test]
+fn text_that_is_no_limit_of_a_disk_is_wrong_usage() {
+    misunderstood(&["--disk", "disk.img,bps=0"], "bps=0 is no limit");
+    misunderstood(&["--disk", "disk.img,iops=many"], "\"many\" is no number of operations");
+    misunderstood(&["--disk", "disk.img,iops=500+0"], "a burst of nothing");
+}
+
+#[test]
 fn text_that_is_no_count_of_processors_is_wrong_usage() {
     for text in ["two", "-1", "1.5", "4294967296", ""] {
         misunderstood(&[&format!("--cpus={text}")], "--cpus");

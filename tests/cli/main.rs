@@ -10,6 +10,7 @@ mod endings;
 mod file_console;
 mod host;
 mod input;
+mod limits;
 mod many;
 mod output;
 mod printing;

@@ -6,6 +6,7 @@
 
 mod bz_images;
 mod completion;
+mod disks;
 mod exchange;
 mod exits;
 mod fatal;

@@ -29,8 +29,8 @@ fn a_file_system_on_a_disk_keeps_what_was_written_from_one_run_to_the_next() {
         "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=40 && \
          md5sum /mnt/file >/mnt/sum && umount /mnt",
     );
-    // Through several queues, with several processors, found by ACPI instead of the command line.
-    let disk = format!("{path},queues=2");
+    // Through several queues that share limits, with several processors, found by ACPI instead of the command line.
+    let disk = format!("{path},queues=2,bps=8M+64K,iops=1000+10");
     let finished = run(
         smp(),
         &["--cpus", "2", "--disk", &disk],
