@@ -31,8 +31,8 @@ impl Files {
         let template = directory.join("template.qcow2");
         let size = 1 << 30;
         let file = File::create(&raw).unwrap();
+        file.set_len(size).unwrap();
         // A little everywhere, so that the template has tables for all of it.
-        let file = fs::OpenOptions::new().write(true).open(&raw).unwrap();
         for offset in (0..size).step_by(16 << 20) {
             file.write_all_at(&[0x5a; 64 << 10], offset).unwrap();
         }
