@@ -64,9 +64,10 @@ fn at_once(place: &Place<'_>, to: &[VolatileSlice<'_>]) -> io::Result<()> {
 
 fn all_at_once(place: &Place<'_>, to: &VolatileSlice<'_>) -> io::Result<()> {
     let position = libc::off_t::try_from(place.offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let memory = to.ptr_guard_mut();
+    let (fd, memory) = (place.file.as_raw_fd(), to.ptr_guard_mut());
+    // The C library's function is a point at which threads can be cancelled, for which it pays another 3 %.
     // SAFETY: `to` borrows the memory, which anybody may change at any time.
-    let read = unsafe { libc::pread(place.file.as_raw_fd(), memory.as_ptr().cast(), to.len(), position) };
+    let read = unsafe { libc::syscall(libc::SYS_pread64, fd, memory.as_ptr(), to.len(), position) };
     match usize::try_from(read) {
         Ok(read) if read == to.len() => Ok(()),
         Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
