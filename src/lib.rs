@@ -11,6 +11,7 @@ pub mod bus;
 pub mod console;
 pub mod devices;
 mod event;
+mod file_lock;
 pub mod host;
 pub mod hv;
 mod kernel_files;

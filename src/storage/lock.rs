@@ -3,8 +3,7 @@
 //! QEMU says with shared locks on single bytes of the file what it does to an image (100 + n) and what it does
 //! not stand others doing (200 + n), and then looks whether anybody has said what contradicts it. Speaking the
 //! same language keeps a VM here and one in QEMU, or `qemu-img`, from writing one image together, and lets them
-//! read it together. The locks belong to the open file (`F_OFD_SETLK`): they go with its last descriptor, however
-//! the process ends.
+//! read it together.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Error;
+use crate::file_lock::{self, Kind};
 
 /// Things one can do to an image, by the numbers that QEMU gives them.
 const READ: i64 = 0;
@@ -44,60 +44,17 @@ fn try_lock(file: &File, for_writing: bool) -> io::Result<bool> {
     let forbids = [WRITE, RESIZE];
     // Say first and look then: of two who come at once, at least one sees the other.
     for byte in does.iter().map(|what| DOES + what).chain(forbids.map(|what| FORBIDS + what)) {
-        if !set(file, byte)? {
+        if !file_lock::try_lock(file, Kind::Shared, byte..byte + 1)? {
             return Ok(false);
         }
     }
     for byte in does.iter().map(|what| FORBIDS + what).chain(forbids.map(|what| DOES + what)) {
-        if is_held_by_others(file, byte)? {
-            unlock(file)?;
+        if file_lock::conflict(file, Kind::Exclusive, byte..byte + 1)?.is_some() {
+            file_lock::unlock(file, DOES..FORBIDS + 100)?;
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-/// A shared lock on one byte; `Ok(false)` if somebody has an exclusive one.
-fn set(file: &File, byte: i64) -> io::Result<bool> {
-    let mut request = range(libc::F_RDLCK, byte, 1);
-    match control(file, libc::F_OFD_SETLK, &mut request) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-        other => other.map(|()| true),
-    }
-}
-
-fn is_held_by_others(file: &File, byte: i64) -> io::Result<bool> {
-    let mut request = range(libc::F_WRLCK, byte, 1);
-    control(file, libc::F_OFD_GETLK, &mut request)?;
-    Ok(i32::from(request.l_type) != libc::F_UNLCK)
-}
-
-fn unlock(file: &File) -> io::Result<()> {
-    control(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, DOES, 200))
-}
-
-fn range(kind: i32, start: i64, len: i64) -> libc::flock {
-    libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: start,
-        l_len: len,
-        // Has to be zero for locks of open files.
-        l_pid: 0,
-    }
-}
-
-fn control(file: &File, command: i32, request: &mut libc::flock) -> io::Result<()> {
-    loop {
-        // SAFETY: the descriptor is open, and the kernel reads and writes the structure that we own.
-        if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *request) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -124,11 +81,7 @@ fn find_holder(file: &File) -> Option<String> {
             own = Some("this process, which has it open already".to_owned());
             continue;
         }
-        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        return Some(match command.trim_end() {
-            "" => format!("process {pid}"),
-            command => format!("process {pid} ({command})"),
-        });
+        return Some(file_lock::process(pid));
     }
     own
 }

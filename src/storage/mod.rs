@@ -1,7 +1,7 @@
 //! What disks are made of: files that hold the bytes a guest believes to be on a disk.
 //!
 //! A device sees a [`Storage`] and nothing of files or formats; [`Disk`] is the one that is made of an image. What
-//! `lodger disk` does to images is here, too. Relies on nothing in this crate; the block device and `lodger disk`
+//! `lodger disk` does to images is here, too. Relies on no other room; the block device and `lodger disk`
 //! rely on it.
 
 mod assumed;
