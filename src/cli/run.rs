@@ -11,8 +11,8 @@ use lodger::console::{self, Console, Input, Output};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
 use lodger::vm::{
-    BalloonSpec, Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Outcome,
-    Timeline,
+    BalloonSpec, Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Name,
+    Outcome, Timeline,
 };
 use lodger::x86::model::CpuModel;
 
@@ -33,6 +33,13 @@ const INPUT_BUFFER: usize = 4096;
 pub struct RunArgs {
     /// What to boot: an ELF kernel, a bzImage or a flat image, told apart by content [default: the embedded guest]
     kernel: Option<PathBuf>,
+
+    /// What the VM is called while it runs: letters, digits, and -, _ or . [default: vm-PID]
+    ///
+    /// No two VMs of a user have the same name. While it runs, a VM with a name, or with files of its own, has a directory:
+    /// $XDG_RUNTIME_DIR/lodger/NAME, or /tmp/lodger-UID/NAME where there is no such variable.
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
 
     /// How much memory the guest has, and how the host backs it
     ///
@@ -85,7 +92,7 @@ pub struct RunArgs {
     ///   ro             the guest may only read it
     ///   format=FORMAT  raw or qcow2 [default: as its content says]
     ///   overlay=FILE   changes go to FILE, which is made if it is not there; the image stays as it is
-    ///   overlay        changes are forgotten at the end
+    ///   overlay        changes go to a file in the VM's directory, and are forgotten at the end
     ///   direct         past the host's page cache
     ///   queues=N       so many queues, each with a thread [default: 1]
     ///   serial=TEXT    the serial number that the guest can ask for
@@ -151,6 +158,7 @@ pub struct RunArgs {
 impl RunArgs {
     fn config(&self) -> Config {
         Config {
+            name: self.name.clone(),
             memory: self.memory,
             cpus: self.cpus,
             cpu: match &self.cpu {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{BalloonSpec, CpusSpec, DiskSpec};
+use super::{BalloonSpec, CpusSpec, DiskSpec, Name};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
 use crate::size::{self, SizeError};
@@ -13,6 +13,8 @@ use crate::x86::model::CpuModel;
 /// What a machine is made of and what it boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// What it is called while it runs; without a name it is called by its process, if at all.
+    pub name: Option<Name>,
     /// Its memory.
     pub memory: MemorySpec,
     /// How many processors it has, and how they are arranged.
@@ -46,6 +48,7 @@ impl Default for Config {
     /// One processor, 256 MiB, the embedded guest.
     fn default() -> Self {
         Self {
+            name: None,
             memory: MemorySpec::default(),
             cpus: CpusSpec::default(),
             cpu: CpuModel::default(),

@@ -57,7 +57,7 @@ pub enum DiskSource {
 pub enum Changes {
     /// Into the image.
     Image,
-    /// Into an overlay that is made when the machine starts and goes away with it.
+    /// Into an overlay in the machine's directory, which is made when it starts and goes away with it.
     Forgotten,
     /// Into this overlay, which is made if it is not there.
     Overlay(PathBuf),

@@ -1,12 +1,14 @@
 //! Putting a machine together and running it.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{Completion, Config, Kernel};
+use super::directory::Files;
 use super::virtio::{self, Plan};
 use super::watch::{self, Watch};
 use super::{Error, Outcome, Timeline, processors};
@@ -50,6 +52,8 @@ pub struct Machine<V: Vm> {
     gaps: Gaps,
     watch: Watch,
     board: Arc<Board<V>>,
+    /// Dropped last: until then others see that it runs.
+    files: Files,
 }
 
 /// The devices that every machine has; what each can save is part of the machine's state.
@@ -221,8 +225,9 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, pci, post };
-        let (disks, balloon, watch) = (planned.disks, planned.balloon, Watch::default());
-        Ok(Self { vcpus, bus, devices, virtio, disks, balloon, console, end, gaps, watch, board })
+        let Plan { devices: _, disks, balloon, files } = planned;
+        let watch = Watch::default();
+        Ok(Self { vcpus, bus, devices, virtio, disks, balloon, console, end, gaps, watch, board, files })
     }
 
     /// Lets all processors run, for the first time or after a pause.
@@ -313,6 +318,11 @@ impl<V: Vm> Machine<V> {
     /// Its balloon, if it has one.
     pub fn balloon(&self) -> Option<&Arc<Balloon>> {
         self.balloon.as_ref()
+    }
+
+    /// The directory that it has while it runs, if it has a name or something to keep there.
+    pub fn directory(&self) -> Option<&Path> {
+        self.files.path()
     }
 
     /// All its devices.

@@ -6,6 +6,7 @@
 mod balloon;
 mod config;
 mod cpus;
+mod directory;
 mod disk;
 mod machine;
 mod outcome;
@@ -26,6 +27,7 @@ use crate::{boot, bus, hv, memory, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
+pub use directory::{DirectoryError, Name, NameError};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
@@ -58,6 +60,9 @@ pub enum Error {
     /// An image cannot be used.
     #[error(transparent)]
     Disk(#[from] storage::Error),
+    /// There is no place for what the machine keeps in files.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// The guest cannot give so much back.
     #[error(transparent)]
     Balloon(#[from] TooLarge),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::{env, fs, io, process};
+use std::{env, io};
 
+use super::directory::Files;
 use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
@@ -37,11 +37,15 @@ pub(super) struct Plan {
     /// Those of them to which the machine's owner speaks.
     pub disks: Vec<Arc<Blk>>,
     pub balloon: Option<Arc<Balloon>>,
+    /// Where they have files that go away with the machine.
+    pub files: Files,
 }
 
 /// Opens what the devices need.
 pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
-    let disks = config.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
+    let mut files = Files::new(config.name.as_ref())?;
+    let disks = config.disks.iter().enumerate();
+    let disks = disks.map(|(number, spec)| disk(spec, number, &mut files)).collect::<Result<Vec<_>, _>>()?;
     let mut devices: Vec<Arc<dyn Device>> = disks.iter().map(|disk| Arc::clone(disk) as _).collect();
     if config.rng {
         devices.push(Arc::new(Rng));
@@ -54,11 +58,11 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
     let devices = devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) });
-    Ok(Plan { devices: devices.collect(), disks, balloon })
+    Ok(Plan { devices: devices.collect(), disks, balloon, files })
 }
 
-fn disk(spec: &DiskSpec) -> Result<Arc<Blk>, storage::Error> {
-    let disk = Blk::new(Arc::new(open(spec)?), spec.serial(), spec.queues);
+fn disk(spec: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<Blk>, Error> {
+    let disk = Blk::new(Arc::new(open(spec, number, files)?), spec.serial(), spec.queues);
     disk.set_limits(spec.limits);
     Ok(Arc::new(disk))
 }
@@ -70,47 +74,33 @@ fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error
     Ok(Arc::new(balloon))
 }
 
-fn open(disk: &DiskSpec) -> Result<Disk, storage::Error> {
+/// Opens the disk that the guest finds as the one of this number.
+fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Disk, Error> {
     let options = |format| DiskOptions {
         read_only: disk.read_only,
         direct: disk.direct,
         format,
         ..DiskOptions::default()
     };
-    match &disk.source {
-        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size),
+    Ok(match &disk.source {
+        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size)?,
         DiskSource::Image { path, format, changes } => match changes {
-            Changes::Image => Disk::open(path, &options(*format)),
+            Changes::Image => Disk::open(path, &options(*format))?,
             Changes::Overlay(overlay) => {
                 if !overlay.exists() {
                     tools::create_overlay(overlay, path, *format, None, false)?;
                 }
                 let disk = Disk::open(overlay, &options(Some(Format::Qcow2)))?;
                 check_backing(&disk, overlay, path)?;
-                Ok(disk)
+                disk
             }
-            Changes::Forgotten => forgotten(path, *format, &options(Some(Format::Qcow2))),
+            Changes::Forgotten => {
+                let overlay = files.large(&format!("disk{number}.qcow2"))?;
+                tools::create_overlay(&overlay, path, *format, None, false)?;
+                Disk::open(&overlay, &options(Some(Format::Qcow2)))?
+            }
         },
-    }
-}
-
-/// An overlay of `base` whose file has no name any more once it is open.
-fn forgotten(base: &Path, format: Option<Format>, options: &DiskOptions) -> Result<Disk, storage::Error> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("lodger-{}-{}.overlay", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let path = env::temp_dir().join(name);
-    // Its name leads there from the overlay's directory.
-    let base = base.canonicalize().map_err(|source| storage::Error::Io {
-        action: "open",
-        path: base.to_owned(),
-        source,
-    })?;
-    // A file of that name is left from a process that was killed.
-    tools::create_overlay(&path, &base, format, None, true)?;
-    let disk = Disk::open(&path, options);
-    // If it cannot be removed it stays, which harms nobody.
-    let _: io::Result<()> = fs::remove_file(&path);
-    disk
+    })
 }
 
 /// Fails if an overlay that was there already is one of something else.

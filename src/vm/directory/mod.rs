@@ -1,0 +1,339 @@
+//! The directory of a running machine: what belongs to it as long as it runs, under its name.
+//!
+//! It is `$XDG_RUNTIME_DIR/lodger/NAME`, or `/tmp/lodger-UID/NAME` where there is no such variable. There is no daemon
+//! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is holds a
+//! lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead machine's; the
+//! next one that is made clears it away. A machine that keeps nothing in files and was given no name has none: it would
+//! cost 50 µs in memory, and milliseconds on some disks.
+//!
+//! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living one:
+//! - whoever has locked `pid` looks whether that is still the file of this name; if not, it begins anew;
+//! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
+//! - who makes or removes one has locked a byte more than who owns one, so that others can tell and try again.
+
+mod name;
+mod root;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{process, thread};
+
+use crate::file_lock::{self, Kind};
+pub use name::{Name, NameError};
+use root::Root;
+
+/// The file that tells who owns a directory.
+const PID: &str = "pid";
+/// What an owner locks of it.
+const OWNED: Range<i64> = 0..1;
+/// What somebody locks who makes or removes it.
+const CHANGED: Range<i64> = 0..2;
+/// How long somebody else may take to remove or to make a directory of the same name.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many names are tried for a machine that was given none.
+const MOST_NAMES: u32 = 100;
+
+/// Why a machine cannot have a directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// Another one has it.
+    #[error("there is a VM called {name} already, run by {holder}; choose another name with --name")]
+    Taken {
+        /// What both are called.
+        name: Name,
+        /// Who runs the other one.
+        holder: String,
+    },
+    /// It would not be ours alone.
+    #[error("{} is no place for the files of a VM: {what}; {advice}", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The operating system refuses.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as in "make".
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+use DirectoryError as Error;
+
+impl Error {
+    fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether something was not there.
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// What a machine keeps in files: made when the first of them is wanted, gone with this value.
+#[derive(Debug)]
+pub(super) struct Files {
+    directory: Option<Directory>,
+    /// Where there is room for large ones, if that is elsewhere.
+    on_disk: Option<Directory>,
+}
+
+impl Files {
+    /// None as yet, but the name is taken if there is one.
+    pub fn new(name: Option<&Name>) -> Result<Self, Error> {
+        let directory = name.map(|name| Directory::take(&Root::of_machines()?, name)).transpose()?;
+        Ok(Self { directory, on_disk: None })
+    }
+
+    /// Where they are.
+    pub fn path(&self) -> Option<&Path> {
+        self.directory.as_ref().map(Directory::path)
+    }
+
+    /// Where a file of this name can be made that may grow as large as a disk.
+    ///
+    /// The directory is in memory as a rule, and so small that one guest could fill it for all programs of its user. Then
+    /// it only has a link, to a directory of the same kind that is on a disk.
+    pub fn large(&mut self, file: &str) -> Result<PathBuf, Error> {
+        let directory = match self.directory.take() {
+            Some(directory) => directory,
+            None => Directory::take_any(&Root::of_machines()?)?,
+        };
+        let directory = self.directory.insert(directory);
+        let here = directory.path().join(file);
+        if self.on_disk.is_none() && is_in_memory(directory.path()).map_err(Error::io("look at", &here))? {
+            let root = Root::on_disk()?;
+            self.on_disk = root.map(|root| Directory::take(&root, &directory.name)).transpose()?;
+        }
+        let Some(on_disk) = &self.on_disk else { return Ok(here) };
+        let there = on_disk.path().join(file);
+        std::os::unix::fs::symlink(&there, &here).map_err(Error::io("make", &here))?;
+        Ok(there)
+    }
+}
+
+/// A directory that is a running machine's. It goes away with the value.
+#[derive(Debug)]
+struct Directory {
+    name: Name,
+    path: PathBuf,
+    pid: File,
+    /// A lock on the directory itself, without which systemd-tmpfiles would remove what is some days old in `/tmp`.
+    _kept: Option<File>,
+}
+
+/// What came of an attempt to own a directory.
+enum Attempt {
+    Owned(File),
+    /// Somebody else does, as far as can be known.
+    Taken(String),
+    /// Somebody else is making or removing it just now.
+    Changing,
+}
+
+impl Directory {
+    /// Makes the directory of this name, and clears away those of the dead.
+    pub fn take(root: &Root, name: &Name) -> Result<Self, Error> {
+        let path = root.path().join(name.as_str());
+        let start = Instant::now();
+        let pid = loop {
+            let holder = match attempt(&path)? {
+                Attempt::Owned(pid) => break pid,
+                Attempt::Taken(holder) => holder,
+                Attempt::Changing if start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                Attempt::Changing => "a process that is only making or removing it".to_owned(),
+            };
+            return Err(Error::Taken { name: name.clone(), holder });
+        };
+        let kept = File::open(&path).ok().filter(|directory| directory.try_lock_shared().is_ok());
+        // What fails from now on removes it again.
+        let taken = Self { name: name.clone(), path, pid, _kept: kept };
+        taken.begin()?;
+        sweep(root, name);
+        Ok(taken)
+    }
+
+    /// The same under a name that tells the process.
+    fn take_any(root: &Root) -> Result<Self, Error> {
+        let own = process::id();
+        let mut number = 1;
+        loop {
+            let text = if number == 1 { format!("vm-{own}") } else { format!("vm-{own}-{number}") };
+            let name = text
+                .parse()
+                .map_err(|_| Error::io("name", root.path())(io::ErrorKind::InvalidInput.into()))?;
+            match Self::take(root, &name) {
+                // Another machine in this process, or a process of the same number in another container.
+                Err(Error::Taken { .. }) if number < MOST_NAMES => number += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// Empties it of what a dead one left, and tells whose it is now.
+    fn begin(&self) -> Result<(), Error> {
+        empty(&self.path).map_err(Error::io("clear", &self.path))?;
+        let text = format!("{}\n", process::id());
+        let told =
+            self.pid.write_all_at(text.as_bytes(), 0).and_then(|()| self.pid.set_len(text.len() as u64));
+        told.and_then(|()| file_lock::unlock(&self.pid, OWNED.end..CHANGED.end))
+            .map_err(Error::io("write", &self.path.join(PID)))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        match remove(&self.path, &self.pid) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{} stays behind, for the next start to remove: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Tries to become the owner of the directory at `path`.
+fn attempt(path: &Path) -> Result<Attempt, Error> {
+    let pid = match root::make(path)
+        .and_then(|()| open_pid(path, true).map_err(Error::io("open", &path.join(PID))))
+    {
+        Ok(pid) => pid,
+        // Somebody else has removed it meanwhile.
+        Err(error) if error.is_not_found() => return Ok(Attempt::Changing),
+        Err(error) => return Err(error),
+    };
+    let failed = |error| Error::io("lock", &path.join(PID))(error);
+    if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED).map_err(failed)? {
+        return Ok(if is_at(&pid, path) { Attempt::Owned(pid) } else { Attempt::Changing });
+    }
+    let holds = file_lock::conflict(&pid, Kind::Exclusive, CHANGED).map_err(failed)?;
+    Ok(match (holds, owner(&pid)) {
+        (Some(range), Some(owner)) if range == OWNED => Attempt::Taken(file_lock::process(owner)),
+        // It is being made or removed, or was just now.
+        _ => Attempt::Changing,
+    })
+}
+
+/// Removes the directories whose machines are dead, but for the one of our own name.
+fn sweep(root: &Root, own: &Name) {
+    let Ok(entries) = fs::read_dir(root.path()) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name() != own.as_str()) {
+        let path = entry.path();
+        match sweep_one(&path) {
+            Ok(true) => log::info!("{} was a dead VM's, and is removed", path.display()),
+            Ok(false) => {}
+            Err(error) => log::debug!("{} is left alone: {error}", path.display()),
+        }
+    }
+}
+
+fn sweep_one(path: &Path) -> io::Result<bool> {
+    match open_pid(path, false) {
+        Ok(pid) if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED)? => remove(path, &pid).map(|()| true),
+        Ok(_) => Ok(false),
+        // Who makes one makes the file next, or begins anew. It is removed if it is empty.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_dir(path).map(|()| true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a directory whose `pid` is locked, unless it is another's by now.
+fn remove(path: &Path, pid: &File) -> io::Result<()> {
+    // For somebody who finds the lock.
+    file_lock::try_lock(pid, Kind::Exclusive, CHANGED)?;
+    if !is_at(pid, path) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    empty(path)?;
+    fs::remove_file(path.join(PID))?;
+    match fs::remove_dir(path) {
+        // Its next owner is there already.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes all but `pid`.
+fn empty(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() == PID {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+fn open_pid(path: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(create)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(path.join(PID))
+}
+
+/// Whether `pid` is the file of that name in the directory.
+fn is_at(pid: &File, path: &Path) -> bool {
+    match (pid.metadata(), fs::symlink_metadata(path.join(PID))) {
+        (Ok(ours), Ok(found)) => (ours.dev(), ours.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+/// Whom the file names.
+fn owner(pid: &File) -> Option<u32> {
+    let mut text = [0; 16];
+    let count = pid.read_at(&mut text, 0).ok()?;
+    std::str::from_utf8(&text[..count]).ok()?.strip_suffix('\n')?.parse().ok()
+}
+
+/// Whose the directories are.
+fn user() -> u32 {
+    // SAFETY: only asks for a number.
+    unsafe { libc::geteuid() }
+}
+
+/// Whether what is in a directory takes memory instead of a disk's space.
+fn is_in_memory(path: &Path) -> io::Result<bool> {
+    const RAMFS: i64 = 0x8584_58f6;
+    let directory = File::open(path)?;
+    // SAFETY: all zeroes is a valid value of this structure of numbers.
+    let mut status: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: asks about our descriptor; the kernel fills in the structure that we own.
+    if unsafe { libc::fstatfs(std::os::fd::AsRawFd::as_raw_fd(&directory), &mut status) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok([libc::TMPFS_MAGIC, RAMFS].contains(&status.f_type))
+}
+
+#[cfg(test)]
+#[path = "directory_test.rs"]
+mod tests;
