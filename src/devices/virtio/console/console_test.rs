@@ -221,12 +221,12 @@ fn the_guest_hears_how_large_the_terminal_is() {
     let mut driver = driver(&console);
     set_up(&mut driver);
     console.set_size(Size { columns: 80, rows: 25 });
-    assert_eq!(hear(&mut driver), (0, RESIZE, 1, vec![25, 0, 80, 0]));
+    assert_eq!(hear(&mut driver), (0, RESIZE, 1, vec![80, 0, 25, 0]));
     // The last of several; and the same is no change.
     for rows in [30, 40, 40] {
         console.set_size(Size { columns: 100, rows });
     }
-    assert_eq!(hear(&mut driver), (0, RESIZE, 1, vec![40, 0, 100, 0]));
+    assert_eq!(hear(&mut driver), (0, RESIZE, 1, vec![100, 0, 40, 0]));
     nothing_to_hear(&mut driver);
     driver.start_again();
     say(&mut driver, 0, PORT_READY, 1);

@@ -112,10 +112,10 @@ pub(super) fn write(
             length
         }
         Rest::Size(Size { columns, rows }) => {
-            // The specification has the columns first. Linux, which is older than it, reads the rows first, and so
-            // does every other host of Linux guests.
-            bytes[HEADER..HEADER + 2].copy_from_slice(&rows.to_le_bytes());
-            bytes[HEADER + 2..HEADER + 4].copy_from_slice(&columns.to_le_bytes());
+            // In the order of the specification. Linux read the rows first until 6.15, and its long-term kernels until
+            // early 2026; nothing tells a device which kind its driver is.
+            bytes[HEADER..HEADER + 2].copy_from_slice(&columns.to_le_bytes());
+            bytes[HEADER + 2..HEADER + 4].copy_from_slice(&rows.to_le_bytes());
             4
         }
     };
