@@ -1,14 +1,16 @@
-//! What moves the bytes of a guest's serial console between its device and the world.
+//! What moves the bytes of a guest's console and of its ports between their devices and the world.
 //!
 //! [`Console::open`] connects a console as its [`Spec`] says. The device pushes what the guest prints into the
 //! [`Output`]; whoever runs the machine's event loop polls [`Console::input`] and hands what
-//! [`Console::read_input`] returns to the device. `vm/` and the command line rely on this room; it knows
-//! neither devices nor machines.
+//! [`Console::read_input`] returns to the device. A [`Line`] does both for a port by itself. `vm/` and the command line
+//! rely on this room; it knows neither devices nor machines.
 
 mod keys;
+mod line;
 mod output;
 mod pty;
 mod sink;
+mod socket;
 mod spec;
 mod terminal;
 mod writer;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keys::Keys;
+pub use line::{GuestEnd, Line, LineError, Place};
 use output::Timing;
 pub use output::{Counters, HARD_BOUND, Output, SOFT_BOUND};
 use pty::Pty;
@@ -221,6 +224,14 @@ impl Console {
     /// it, or nobody could leave a guest that hangs.
     pub fn is_interactive(&self) -> bool {
         matches!(&self.source, Source::Standard(Standard { terminal: Some(_), .. }))
+    }
+
+    /// How many columns and rows the terminal has, if input comes from one.
+    pub fn terminal_size(&self) -> Option<(u16, u16)> {
+        match &self.source {
+            Source::Standard(Standard { terminal: Some(interactive), .. }) => interactive.terminal.size(),
+            _ => None,
+        }
     }
 
     /// What to `poll` for input (not with `epoll`, which refuses files and `/dev/null`); ask again after each

@@ -13,8 +13,8 @@ use std::{io, mem};
 pub(super) struct Pty {
     /// Our end. Does not block: it belongs to nobody else, and nobody may be attached to the other one.
     pub master: OwnedFd,
-    /// The users' end. Kept open so that the terminal, its mode and what was printed stay when a user goes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "being open is its use"))]
+    /// The users' end. As long as it is open, the terminal seems to have a user, and what was printed stays when one
+    /// goes.
     pub slave: OwnedFd,
     /// What users attach to.
     pub path: PathBuf,

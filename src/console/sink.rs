@@ -143,7 +143,7 @@ pub(super) fn poll(entries: &mut [libc::pollfd], timeout: i32) -> io::Result<usi
     usize::try_from(ready).map_err(|_| io::Error::last_os_error())
 }
 
-fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length describe one slice.
     let written = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())

@@ -39,6 +39,15 @@ impl Terminal {
         modes(&fd).is_ok().then_some(Self { fd, original: None })
     }
 
+    /// How many columns and rows it has, if it knows.
+    pub fn size(&self) -> Option<(u16, u16)> {
+        // SAFETY: a structure of integers, for which all zeroes are a value.
+        let mut size: libc::winsize = unsafe { mem::zeroed() };
+        // SAFETY: the kernel fills in the structure.
+        let asked = unsafe { libc::ioctl(self.fd, libc::TIOCGWINSZ, &raw mut size) };
+        (asked == 0 && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+    }
+
     /// Whether reading from and changing the terminal is this process's right at the moment.
     pub fn is_ours(&self) -> bool {
         in_foreground(self.fd)
