@@ -5,6 +5,10 @@ use super::{Error, Options, map};
 /// What Linux is told if nobody says otherwise: use the serial port; reset through the keyboard controller, which
 /// every kernel can; and reset after a panic instead of waiting for ever. Each of the last two ends the process.
 pub const LINUX_DEFAULT: &str = "console=ttyS0 reboot=k panic=-1";
+/// The same if there is a virtio console. Until that is there the serial port shows what is printed, as a boot console,
+/// which the other one relieves: Linux 6.1 does not show on a virtio console what it printed before it found it. As a
+/// second console the serial port would print all that follows as well.
+pub const LINUX_DEFAULT_VIRTIO: &str = "earlycon=uart8250,io,0x3f8 console=hvc0 reboot=k panic=-1";
 
 /// The command line for a kernel which takes no longer one than `longest`, if it says so; `devices` are added to it.
 pub(super) fn compose(
@@ -14,6 +18,7 @@ pub(super) fn compose(
     devices: &[String],
 ) -> Result<String, Error> {
     let line = match options.command_line {
+        None if is_linux && options.virtio_console => join(LINUX_DEFAULT_VIRTIO, options.append),
         None if is_linux => join(LINUX_DEFAULT, options.append),
         _ => given(options),
     };
@@ -88,6 +93,16 @@ mod tests {
         assert_eq!(line(None, &[], false), "");
         assert_eq!(line(Some(""), &[], true), "");
         assert_eq!(line(Some("quiet"), &[], true), "quiet");
+    }
+
+    #[test]
+    fn a_virtio_console_takes_the_place_of_the_serial_port() {
+        let append = ["quiet".to_owned()];
+        let options = Options { append: &append, virtio_console: true, ..Options::default() };
+        let line = |options: &Options<'_>, is_linux| compose(is_linux, None, options, &[]).unwrap();
+        assert_eq!(line(&options, true), "earlycon=uart8250,io,0x3f8 console=hvc0 reboot=k panic=-1 quiet");
+        assert_eq!(line(&options, false), "quiet");
+        assert_eq!(line(&Options { command_line: Some("a"), ..options }, true), "a quiet");
     }
 
     #[test]

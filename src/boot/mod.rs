@@ -29,7 +29,9 @@ mod tables;
 mod text;
 
 pub use bzimage::Problem as BzImageProblem;
-pub use command_line::LINUX_DEFAULT as LINUX_COMMAND_LINE;
+pub use command_line::{
+    LINUX_DEFAULT as LINUX_COMMAND_LINE, LINUX_DEFAULT_VIRTIO as LINUX_COMMAND_LINE_VIRTIO,
+};
 pub use error::{Error, Part, Problem, Range, Role};
 pub use image::Source;
 pub use platform::{Platform, ResetPort, SerialPort, SleepPorts, VirtioMmio};
@@ -125,8 +127,11 @@ impl Default for Flat {
 pub struct Options<'a> {
     /// By which of its entry points the kernel is started.
     pub entry: Entry,
-    /// The kernel's command line. If there is none, Linux gets [`LINUX_COMMAND_LINE`] and others nothing.
+    /// The kernel's command line. If there is none, Linux gets [`LINUX_COMMAND_LINE`], or with a virtio console
+    /// [`LINUX_COMMAND_LINE_VIRTIO`], and others nothing.
     pub command_line: Option<&'a str>,
+    /// Whether there is a virtio console.
+    pub virtio_console: bool,
     /// What is added to the command line, each with a space in front.
     pub append: &'a [String],
     /// The initial file system: files that the guest sees as one, each beginning at a multiple of four bytes, as

@@ -4,6 +4,7 @@ mod completions;
 mod disk;
 mod doctor;
 mod flags;
+mod keyboard;
 mod profile;
 mod run;
 mod say;

@@ -7,26 +7,23 @@ use std::sync::Arc;
 
 use clap::Args;
 use lodger::boot::{Entry, Flat, Symbols};
-use lodger::console::{self, Console, Input, Output};
+use lodger::console::{self, Console, Output};
+use lodger::devices::virtio::console::Size;
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
 use lodger::vm::{
-    BalloonSpec, Completion, Config, CpusSpec, DiskSpec, Kernel, LOOK_INTERVAL, Machine, MemorySpec, Name,
-    Outcome, Timeline,
+    BalloonSpec, Completion, Config, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name,
+    Outcome, PortSpec, Timeline,
 };
 use lodger::x86::model::CpuModel;
 
 use super::AnyError;
 use super::flags::{self, CpuChoice};
+use super::keyboard::{Keyboard, RETRY_MILLISECONDS};
 use super::profile::{Names, ProfileArgs, Profiling};
 use super::say::say;
 use super::signals::{Signal, Signals};
 use super::stats;
-
-/// While the guest's input queue is full, how soon it is tried again.
-const RETRY_MILLISECONDS: i32 = 10;
-/// How much input is read at once.
-const INPUT_BUFFER: usize = 4096;
 
 /// Boot a guest in this process.
 #[derive(Args)]
@@ -71,8 +68,9 @@ pub struct RunArgs {
     /// The kernel's command line, in place of the default
     ///
     /// By default Linux gets `console=ttyS0 reboot=k panic=-1`: it talks to the serial port, and its reset or panic
-    /// ends this process. Other kernels get nothing. A bzImage is Linux, an ELF kernel if its
-    /// notes say so.
+    /// ends this process. With --console virtio it gets `earlycon=uart8250,io,0x3f8 console=hvc0` in place of the
+    /// first: it talks to the serial port until it has found the virtio console. Other kernels get nothing. A bzImage
+    /// is Linux, an ELF kernel if its notes say so.
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
 
@@ -131,9 +129,27 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS[,real|long]", requires = "kernel")]
     flat: Option<Flat>,
 
-    /// Where the guest's serial console is: stdio, pty, file=PATH or none
-    #[arg(long, value_name = "WHERE", default_value_t)]
-    console: console::Spec,
+    /// Where the guest's console is: stdio, pty, file=PATH or none; virtio, or virtio and a place, for hvc0
+    ///
+    ///   stdio      this process's standard input and output
+    ///   pty        a new pseudo-terminal, whose path is printed
+    ///   file=PATH  output to a file, no input
+    ///   none       nowhere
+    /// It is the serial port; with virtio (on stdio), virtio,pty and so on it is a virtio console, which Linux calls
+    /// hvc0: it costs the guest less, and knows the terminal's size. Input goes there, and output of both is shown.
+    /// (The embedded guest listens at the serial port in any case.)
+    #[arg(long, value_name = "[virtio,]WHERE", default_value_t, verbatim_doc_comment)]
+    console: ConsoleSpec,
+
+    /// A port between guest and host: NAME, and after a comma where it leads; may be given several times
+    ///
+    ///   NAME,socket=PATH  a Unix socket, for one client at a time; others wait for their turn
+    ///   NAME,pty          a new pseudo-terminal, whose path is printed
+    ///   NAME,file=PATH    output to a file, no input
+    /// Linux calls them /dev/vport0p1, /dev/vport0p2 and so on, and with udev /dev/virtio-ports/NAME. What a guest
+    /// sends while no client is there is lost.
+    #[arg(long, value_name = "NAME,WHERE", verbatim_doc_comment)]
+    port: Vec<PortSpec>,
 
     /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off
     ///
@@ -174,6 +190,8 @@ impl RunArgs {
             disks: self.disk.clone(),
             rng: self.rng,
             balloon: self.balloon,
+            virtio_console: self.console.virtio,
+            ports: self.port.clone(),
             completion: self.completion,
         }
     }
@@ -189,7 +207,7 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     console::catch_fatal_signals();
     let kvm = Kvm::open()?;
     timeline.mark("KVM opened and probed");
-    let mut console = Console::connect(&arguments.console)?;
+    let mut console = Console::connect(&arguments.console.place)?;
     let output = console.output();
     let config = arguments.config();
     let names = Names::new(&arguments.profile, &config)?;
@@ -197,6 +215,10 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     if let Some(path) = console.pty_path() {
         say!("lodger: the console is on {}", path.display());
     }
+    for (line, path) in machine.lines().iter().filter_map(|line| Some((line, line.pty_path()?))) {
+        say!("lodger: the port {} is on {}", line.name(), path.display());
+    }
+    tell_size(&machine, &console);
     let profiling = Profiling::start(&arguments.profile, &machine)?;
     // Building may take long (memory to be filled in). Until here signals end the process as they end any
     // other, and the terminal is the user's.
@@ -204,7 +226,7 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     console.take_terminal()?;
     machine.resume();
     output.start();
-    let end = attend(&machine, &mut console, &signals);
+    let end = attend(&machine, Keyboard::of(&machine, &config), &mut console, &signals);
     machine.stop();
     let profiled = profiling.map(Profiling::finish);
     if matches!(end, Ok(End::Machine)) && console.pty_path().is_none() {
@@ -305,29 +327,37 @@ fn conclude<V: Vm>(
 }
 
 /// Carries input to the guest until the machine ends, the user leaves or a signal arrives.
-fn attend<V: Vm>(machine: &Machine<V>, console: &mut Console, signals: &Signals) -> io::Result<End> {
-    let mut pump = Pump::default();
+fn attend<V: Vm>(
+    machine: &Machine<V>,
+    mut keyboard: Keyboard<'_>,
+    console: &mut Console,
+    signals: &Signals,
+) -> io::Result<End> {
     let output = console.output();
     // A console without input says so at once, without there being anything to wait for.
-    pump.carry(machine, console, true)?;
+    keyboard.carry(console, true)?;
     loop {
-        let has_room = machine.serial().input_space() > 0;
-        let input = if pump.wants_input(has_room, console) { console.input() } else { None };
+        let has_room = keyboard.has_room();
+        let input = if keyboard.wants_input(has_room, console) { console.input() } else { None };
         let events = [Some(machine.end_event()), Some(signals.as_fd()), input, output.pipe()];
-        let ready = wait(events, pump.timeout(has_room))?;
+        let ready = wait(events, keyboard.timeout(has_room))?;
         machine.look_after();
         if ready[0] {
             return Ok(End::Machine);
         }
         match signals.next() {
             Some(Signal::End(number)) => return Ok(End::Signal(number)),
-            Some(Signal::Continue) => console.resume_terminal()?,
+            Some(Signal::Continue) => {
+                console.resume_terminal()?;
+                tell_size(machine, console);
+            }
+            Some(Signal::Resized) => tell_size(machine, console),
             None => {}
         }
         if ready[3] {
             return Ok(End::Unread);
         }
-        if pump.carry(machine, console, ready[2])? {
+        if keyboard.carry(console, ready[2])? {
             return Ok(End::Left);
         }
     }
@@ -353,63 +383,9 @@ fn wait(descriptors: [Option<BorrowedFd<'_>>; 4], timeout: i32) -> io::Result<[b
     Ok(entries.map(|entry| entry.revents != 0))
 }
 
-fn unreadable(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot read the console's input: {error}"))
-}
-
-/// Input on its way to the guest.
-#[derive(Default)]
-struct Pump {
-    /// Read, but not yet taken by the guest's serial port.
-    held: Vec<u8>,
-    ended: bool,
-}
-
-impl Pump {
-    /// A person may always type, so that Ctrl-A x works on a guest that reads nothing; what comes through a
-    /// pipe waits there until the guest has room.
-    fn wants_input(&self, has_room: bool, console: &Console) -> bool {
-        !self.ended && (console.is_interactive() || self.held.is_empty() && has_room)
-    }
-
-    /// Nothing tells when the guest has made room, or when it has halted: then it is looked after.
-    fn timeout(&self, has_room: bool) -> i32 {
-        if self.held.is_empty() && (has_room || self.ended) {
-            LOOK_INTERVAL.as_millis() as i32
-        } else {
-            RETRY_MILLISECONDS
-        }
-    }
-
-    /// Moves on what there is; whether the user wants to leave.
-    fn carry<V: Vm>(&mut self, machine: &Machine<V>, console: &mut Console, ready: bool) -> io::Result<bool> {
-        let mut buffer = [0; INPUT_BUFFER];
-        self.offer(machine);
-        while ready && !self.ended {
-            match console.read_input(&mut buffer).map_err(unreadable)? {
-                Input::Bytes(count) => {
-                    // A guest that reads nothing while somebody keeps typing loses what is typed last.
-                    if self.held.len() < INPUT_BUFFER {
-                        self.held.extend_from_slice(&buffer[..count]);
-                    }
-                    self.offer(machine);
-                    if !console.is_interactive() {
-                        break;
-                    }
-                }
-                Input::Leave => return Ok(true),
-                Input::End => self.ended = true,
-                Input::Nothing => break,
-            }
-        }
-        if self.ended && self.held.is_empty() {
-            machine.serial().end_input();
-        }
-        Ok(false)
-    }
-
-    fn offer<V: Vm>(&mut self, machine: &Machine<V>) {
-        let taken = machine.serial().offer_input(&self.held);
-        self.held.drain(..taken);
+/// Tells the guest how large the terminal is, if there is one and a console that knows sizes.
+fn tell_size<V: Vm>(machine: &Machine<V>, console: &Console) {
+    if let (Some(device), Some((columns, rows))) = (machine.virtio_console(), console.terminal_size()) {
+        device.set_size(Size { columns, rows });
     }
 }

@@ -33,6 +33,8 @@ pub enum Signal {
     End(libc::c_int),
     /// The process goes on after it was stopped by job control.
     Continue,
+    /// The terminal has another size.
+    Resized,
 }
 
 /// The signals, from now on delivered here only.
@@ -58,6 +60,7 @@ impl Signals {
                 libc::sigaddset(&raw mut set, signal);
             }
             libc::sigaddset(&raw mut set, libc::SIGCONT);
+            libc::sigaddset(&raw mut set, libc::SIGWINCH);
             set
         };
         // SAFETY: the set is initialised; the old mask is not wanted.
@@ -85,6 +88,7 @@ impl Signals {
         };
         match number? as libc::c_int {
             libc::SIGCONT => Some(Signal::Continue),
+            libc::SIGWINCH => Some(Signal::Resized),
             other => Some(Signal::End(other)),
         }
     }

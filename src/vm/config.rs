@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{BalloonSpec, CpusSpec, DiskSpec, Name};
+use super::{BalloonSpec, CpusSpec, DiskSpec, Name, PortSpec};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
 use crate::size::{self, SizeError};
@@ -28,7 +28,8 @@ pub struct Config {
     /// Take the kernel for a flat image and load it like this, whatever it looks like.
     pub flat: Option<boot::Flat>,
     /// The kernel's command line; if there is none, Linux kernels get
-    /// [`LINUX_COMMAND_LINE`](boot::LINUX_COMMAND_LINE) and others nothing.
+    /// [`LINUX_COMMAND_LINE`](boot::LINUX_COMMAND_LINE), or with a virtio console
+    /// [`LINUX_COMMAND_LINE_VIRTIO`](boot::LINUX_COMMAND_LINE_VIRTIO), and others nothing.
     pub cmdline: Option<String>,
     /// What is added to the command line, each with a space in front.
     pub append: Vec<String>,
@@ -40,6 +41,10 @@ pub struct Config {
     pub rng: bool,
     /// Its balloon, if it has one.
     pub balloon: Option<BalloonSpec>,
+    /// Whether it has a virtio console, which prints where the serial port does.
+    pub virtio_console: bool,
+    /// Further ports of the virtio console.
+    pub ports: Vec<PortSpec>,
     /// Whether what the host's KVM cannot do is done in its place.
     pub completion: Completion,
 }
@@ -61,6 +66,8 @@ impl Default for Config {
             disks: Vec::new(),
             rng: false,
             balloon: None,
+            virtio_console: false,
+            ports: Vec::new(),
             completion: Completion::Auto,
         }
     }

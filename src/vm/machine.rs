@@ -11,9 +11,10 @@ use super::config::{Completion, Config, Kernel};
 use super::directory::Files;
 use super::virtio::{self, Plan};
 use super::watch::{self, Watch};
-use super::{Error, Outcome, Timeline, processors};
+use super::{Error, Outcome, Timeline, console, processors};
 use crate::boot::{self, Platform, Protocol, Source, Start, VirtioMmio};
 use crate::bus::{Bus, BusBuilder};
+use crate::console::Line as PortLine;
 use crate::devices::cmos::{self, Cmos, HostClock};
 use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::i8042::{self, I8042};
@@ -25,6 +26,7 @@ use crate::devices::serial::{self, Serial};
 use crate::devices::sleep::{self, Sleep};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
+use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
 use crate::event;
@@ -47,6 +49,9 @@ pub struct Machine<V: Vm> {
     virtio: Vec<Arc<Mmio>>,
     disks: Vec<Arc<Blk>>,
     balloon: Option<Arc<Balloon>>,
+    virtio_console: Option<Arc<Console>>,
+    /// Where the ports of the virtio console lead, the console itself last.
+    lines: Vec<PortLine>,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
     gaps: Gaps,
@@ -225,13 +230,32 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let devices = Devices { serial, cmos, i8042, pci, post };
-        let Plan { devices: _, disks, balloon, files } = planned;
+        let Plan { devices: _, disks, balloon, console: virtio_console, mut lines, files } = planned;
+        if let Some(device) = &virtio_console {
+            lines.extend(console::line_to(Arc::clone(&console), device)?);
+        }
         let watch = Watch::default();
-        Ok(Self { vcpus, bus, devices, virtio, disks, balloon, console, end, gaps, watch, board, files })
+        Ok(Self {
+            vcpus,
+            bus,
+            devices,
+            virtio,
+            disks,
+            balloon,
+            virtio_console,
+            lines,
+            console,
+            end,
+            gaps,
+            watch,
+            board,
+            files,
+        })
     }
 
     /// Lets all processors run, for the first time or after a pause.
     pub fn resume(&self) {
+        self.lines.iter().for_each(PortLine::start);
         self.virtio.iter().for_each(|device| device.resume());
         self.vcpus.iter().for_each(VcpuThread::resume);
     }
@@ -243,10 +267,13 @@ impl<V: Vm> Machine<V> {
         self.virtio.iter().for_each(|device| device.pause());
     }
 
-    /// Stops all processors for good, and then the devices.
+    /// Stops all processors for good, and then the devices. What the guest has sent through ports is still carried to
+    /// whoever takes it.
     pub fn stop(&self) {
         self.bring_to_rest(VcpuThread::request_stop);
         self.virtio.iter().for_each(|device| device.pause());
+        self.lines.iter().for_each(PortLine::ask_to_end);
+        self.lines.iter().for_each(PortLine::end);
     }
 
     /// Asks all processors before waiting for the first, and lets none wait for a slow console meanwhile.
@@ -318,6 +345,16 @@ impl<V: Vm> Machine<V> {
     /// Its balloon, if it has one.
     pub fn balloon(&self) -> Option<&Arc<Balloon>> {
         self.balloon.as_ref()
+    }
+
+    /// Its virtio console with all ports, if it has one.
+    pub fn virtio_console(&self) -> Option<&Arc<Console>> {
+        self.virtio_console.as_ref()
+    }
+
+    /// Where the ports of its virtio console lead, the console itself last.
+    pub fn lines(&self) -> &[PortLine] {
+        &self.lines
     }
 
     /// The directory that it has while it runs, if it has a name or something to keep there.
@@ -409,6 +446,7 @@ fn load(
     let options = boot::Options {
         entry: config.entry,
         command_line: config.cmdline.as_deref(),
+        virtio_console: config.virtio_console,
         append: &config.append,
         initrds: &initrds,
         flat: config.flat,

@@ -5,6 +5,7 @@
 
 mod balloon;
 mod config;
+mod console;
 mod cpus;
 mod directory;
 mod disk;
@@ -18,14 +19,16 @@ mod watch;
 
 use std::io;
 
-use crate::console::Output;
+use crate::console::{LineError, Output};
 use crate::devices::ByteSink;
 use crate::devices::virtio::balloon::TooLarge;
+use crate::devices::virtio::console::MOST_PORTS;
 use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
+pub use console::{ConsoleSpec, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
 pub use directory::{DirectoryError, Name, NameError};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
@@ -66,6 +69,23 @@ pub enum Error {
     /// The guest cannot give so much back.
     #[error(transparent)]
     Balloon(#[from] TooLarge),
+    /// A port leads nowhere.
+    #[error("the port {name}: {source}")]
+    Port {
+        /// What the port is called.
+        name: String,
+        /// Why.
+        source: LineError,
+    },
+    /// The guest could not tell them apart.
+    #[error("two ports are called {0}: give each a name of its own")]
+    PortTwice(String),
+    /// No console has so many.
+    #[error("{asked} ports are too many, a machine has at most {MOST_PORTS}")]
+    TooManyPorts {
+        /// How many were asked for.
+        asked: usize,
+    },
     /// There are not so many interrupts.
     #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
     TooManyDevices {

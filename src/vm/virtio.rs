@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::{env, io};
 
 use super::directory::Files;
-use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
+use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec, console};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
+use crate::console::Line;
 use crate::devices::virtio::Device;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
+use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{self, Mmio};
 use crate::devices::virtio::rng::Rng;
 use crate::event;
@@ -37,6 +39,9 @@ pub(super) struct Plan {
     /// Those of them to which the machine's owner speaks.
     pub disks: Vec<Arc<Blk>>,
     pub balloon: Option<Arc<Balloon>>,
+    pub console: Option<Arc<Console>>,
+    /// Where the console's ports lead.
+    pub lines: Vec<Line>,
     /// Where they have files that go away with the machine.
     pub files: Files,
 }
@@ -52,13 +57,15 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     }
     let balloon = config.balloon.map(|spec| balloon(spec, &config.memory)).transpose()?;
     devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
+    let (console, lines) = console::open(config)?;
+    devices.extend(console.iter().map(|console| Arc::clone(console) as _));
     if devices.len() > INTERRUPTS.len() {
         return Err(Error::TooManyDevices { asked: devices.len(), most: INTERRUPTS.len() });
     }
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
     let devices = devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) });
-    Ok(Plan { devices: devices.collect(), disks, balloon, files })
+    Ok(Plan { devices: devices.collect(), disks, balloon, console, lines, files })
 }
 
 fn disk(spec: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<Blk>, Error> {

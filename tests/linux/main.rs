@@ -7,6 +7,7 @@
 mod bad_files;
 mod balloon;
 mod completion;
+mod consoles;
 mod disk_errors;
 mod disks;
 mod endings;

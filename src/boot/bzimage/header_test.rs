@@ -7,6 +7,7 @@ use super::super::super::{Entry, Options, Protocol};
 const OWN: Options<'_> = Options {
     entry: Entry::Image,
     command_line: Some(""),
+    virtio_console: false,
     append: &[],
     initrds: &[],
     platform: None,

@@ -93,7 +93,7 @@ impl Running {
             let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
             let has = |signal: i32| blocked & (1 << (signal - 1)) != 0;
             // All are blocked for a moment while threads are started.
-            has(libc::SIGTERM) && !has(libc::SIGWINCH)
+            has(libc::SIGTERM) && !has(libc::SIGURG)
         });
     }
 

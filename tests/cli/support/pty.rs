@@ -87,6 +87,13 @@ impl Screen {
         Modes([raw.c_iflag, raw.c_oflag, raw.c_cflag, raw.c_lflag], raw.c_cc)
     }
 
+    /// Gives it another size; who is in its foreground gets SIGWINCH.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: reads the structure during the call.
+        check(unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) });
+    }
+
     /// Switches the echo on or off, as a shell does when it gets the terminal back.
     pub fn set_cooked(&self, cooked: bool) {
         let mut modes = termios(&self.slave);

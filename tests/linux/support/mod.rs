@@ -7,6 +7,9 @@ mod first;
 #[path = "../../cli/support/process.rs"]
 mod process;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
+#[path = "../../cli/support/pty.rs"]
+mod pty;
+#[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/scratch.rs"]
 mod scratch;
 
@@ -21,6 +24,7 @@ use serde_json::Value;
 pub use files::{Files, smp, tiny};
 pub use first::first_process;
 pub use process::{Finished, Running, lodger, program};
+pub use pty::Screen;
 pub use scratch::Scratch;
 
 /// After so long something that should have happened never will. A boot takes a second or two, but not where a test has

@@ -1,0 +1,214 @@
+//! The virtio console and its ports, as Linux uses them.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{
+    Files, LIMIT, Linux, Running, Scratch, Screen, has_line, lodger, program, smp, tiny, wait_until,
+};
+
+/// The options for the test guest with the default command line.
+fn defaults(files: &'static Files) -> Vec<&'static str> {
+    vec!["run", files.path("vmlinux"), "--initrd", files.path("initramfs"), "--memory", "64M"]
+}
+
+/// Starts the test guest with these ports and a script.
+fn start(files: &'static Files, ports: &[&str], script: &str) -> Running {
+    let options: Vec<_> = ports.iter().flat_map(|port| ["--port", port]).collect();
+    Linux::new(files).options(&options).start_script(script)
+}
+
+fn connect(path: &str) -> UnixStream {
+    wait_until("the socket is there", || Path::new(path).exists());
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream
+}
+
+fn line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// Reads until there is such a line.
+#[track_caller]
+fn until_line(from: &mut impl BufRead, wanted: &str) {
+    let mut said = Vec::new();
+    while said.last().is_none_or(|last| last != wanted) {
+        said.push(line(from));
+        assert!(said.len() < 1000, "{wanted:?} is not in {said:#?}");
+    }
+}
+
+#[test]
+fn a_shell_on_the_virtio_console_has_input_and_output() {
+    let script = "cat /proc/cmdline /proc/consoles; tty; echo sum $((40 + 2)); poweroff -f\n";
+    for files in [tiny(), smp()] {
+        let finished = lodger([&defaults(files)[..], &["--console", "virtio"]].concat(), script).with(0);
+        let cmdline = "earlycon=uart8250,io,0x3f8 console=hvc0 reboot=k panic=-1";
+        assert!(finished.lines().any(|line| line.starts_with(cmdline)), "{finished:?}");
+        has_line(&finished, "/dev/hvc0");
+        has_line(&finished, "sum 42");
+        assert!(finished.lines().any(|line| line.starts_with("hvc0 ")), "{finished:?}");
+        // The serial port showed what was printed before the console was there, and nothing after that.
+        for line in ["Linux version 6.1", "Run /init as init process"] {
+            assert_eq!(finished.stdout.matches(line).count(), 1, "{finished:?}");
+        }
+    }
+}
+
+#[test]
+fn a_console_among_ports_is_there_before_the_first_process() {
+    // It is set up by messages then, while the kernel goes on with its boot.
+    for files in [tiny(), smp()] {
+        let options = [&defaults(files)[..], &["--console", "virtio", "--port", "other,pty"]].concat();
+        let finished = lodger(options, "tty; poweroff -f\n").with(0);
+        has_line(&finished, "/dev/hvc0");
+        has_line(&finished, "init: user space reached");
+    }
+}
+
+#[test]
+fn the_guest_knows_the_size_of_the_terminal_and_hears_when_it_changes() {
+    for ports in [&[][..], &["--port", "other,pty"]] {
+        let mut screen = Screen::new();
+        screen.resize(100, 31);
+        let mut command = program();
+        command.args(defaults(tiny())).args(["--console", "virtio"]).args(ports);
+        let mut running = Running::start(screen.show(&mut command));
+        screen.expect("/ # ");
+        size_becomes(&mut screen, "31 100");
+        screen.resize(132, 50);
+        size_becomes(&mut screen, "50 132");
+        screen.type_in("\x01x");
+        assert_eq!(running.wait().code(), Some(0));
+    }
+}
+
+/// Asks the guest until its terminal has that size.
+#[track_caller]
+fn size_becomes(screen: &mut Screen, wanted: &str) {
+    for _ in 0..100 {
+        screen.type_in("stty size; echo that  is all\r");
+        if screen.expect("\nthat is all").contains(wanted) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the size never is {wanted}");
+}
+
+#[test]
+fn a_mebibyte_goes_through_a_socket_in_both_directions() {
+    let scratch = Scratch::new();
+    let path = scratch.at("agent");
+    let port = format!("org.lodger.agent,socket={path}");
+    for files in [tiny(), smp()] {
+        let running = start(
+            files,
+            &[&port],
+            "cat /sys/class/virtio-ports/vport0p1/name; exec 3<>/dev/vport0p1; \
+             head -c 1048576 <&3 >/tmp/all && md5sum /tmp/all && cat /tmp/all >&3",
+        );
+        let bytes: Vec<u8> = (0..1_u64 << 20).map(|index| (index * 7919 >> 9) as u8).collect();
+        let mut peer = connect(&path);
+        let (mut writer, sent) = (peer.try_clone().unwrap(), bytes.clone());
+        let writing = thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut back = vec![0; 1 << 20];
+        peer.read_exact(&mut back).unwrap();
+        writing.join().unwrap();
+        assert!(back == bytes);
+        let finished = running.finish().with(0);
+        has_line(&finished, "org.lodger.agent");
+        let file = scratch.file("sent", &bytes);
+        let sum = Command::new("md5sum").arg(file).output().unwrap().stdout;
+        let sum = String::from_utf8(sum).unwrap();
+        has_line(&finished, &format!("{}  /tmp/all", sum.split_whitespace().next().unwrap()));
+        assert!(!Path::new(&path).exists());
+    }
+}
+
+#[test]
+fn peers_take_turns_and_the_guest_notices() {
+    let scratch = Scratch::new();
+    let path = scratch.at("agent");
+    let port = format!("agent,socket={path}");
+    let mut running = start(
+        tiny(),
+        &[&port],
+        "exec 3<>/dev/vport0p1; for i in 1 2 3; do \
+         until read x <&3; do usleep 10000; done; echo hello $x >&3; \
+         while read x <&3; do echo and $x >&3; done; echo gone $i; done",
+    );
+    let mut said = BufReader::new(running.stdout());
+    for round in 1..4 {
+        let mut peer = connect(&path);
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        writeln!(peer, "peer{round}").unwrap();
+        assert_eq!(line(&mut reader), format!("hello peer{round}"));
+        writeln!(peer, "more").unwrap();
+        assert_eq!(line(&mut reader), "and more");
+        drop((peer, reader));
+        // Linux gives a reader the end of the file only while nobody is there: with the next peer it has forgotten.
+        until_line(&mut said, &format!("gone {round}"));
+    }
+    io::copy(&mut said, &mut io::sink()).unwrap();
+    running.finish().with(0);
+}
+
+#[test]
+fn ports_lead_to_terminals_and_files_and_none_holds_up_another() {
+    let scratch = Scratch::new();
+    let (stuck, log) = (scratch.at("stuck"), scratch.at("log"));
+    let mut running = start(
+        smp(),
+        &[&format!("stuck,socket={stuck}"), &format!("log,file={log}"), "terminal,pty"],
+        // Writes to the first for as long as anybody would wait, behind the scenes.
+        "cat /dev/zero >/dev/vport0p1 & \
+         exec 3<>/dev/vport0p3; until read x <&3; do usleep 10000; done; echo got $x >&3; \
+         head -c 300000 /dev/zero >/dev/vport0p2; echo done >/dev/vport0p2",
+    );
+    // A peer that never reads.
+    let _peer = connect(&stuck);
+    let mut said = BufReader::new(running.stderr());
+    let said = line(&mut said);
+    let terminal = said.strip_prefix("lodger: the port terminal is on ").expect("a path");
+    let mut terminal = File::options().read(true).write(true).open(terminal).unwrap();
+    writeln!(terminal, "some words").unwrap();
+    assert_eq!(line(&mut BufReader::new(terminal)), "got some words");
+    running.finish().with(0);
+    let written = fs::read(log).unwrap();
+    assert!(written[..300_000].iter().all(|&byte| byte == 0) && &written[300_000..] == b"done\n");
+}
+
+#[test]
+fn ports_that_cannot_be_had_are_refused_before_the_guest_runs() {
+    let scratch = Scratch::new();
+    let path = scratch.at("used");
+    let port = format!("agent,socket={path}");
+    let mut command = program();
+    let mut first = Running::start(command.args(["run", "--port", &port]).stdin(Stdio::piped()));
+    let _input = first.stdin();
+    wait_until("the socket is there", || Path::new(&path).exists());
+    let refused = |port: &str, words: &[&str]| lodger(["run", "--port", port], "").refused(words);
+    refused(&port, &["the port agent", "another process listens at", "used"]);
+    refused(&format!("agent,socket={}", scratch.file("file", b"")), &["is no socket", "remove it"]);
+    refused(&format!("agent,file={}", scratch.path().display()), &["the port agent", "a directory"]);
+    lodger(["run", "--port", "a,pty", "--port", "a,pty"], "").refused(&["two ports are called a"]);
+    // Killed, it leaves its socket behind, and the next one takes it.
+    first.signal(libc::SIGKILL);
+    first.wait();
+    assert!(Path::new(&path).exists());
+    lodger(["run", "--port", &port], "exit 9\n").with(9).silent();
+    assert!(!Path::new(&path).exists());
+}
