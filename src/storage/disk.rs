@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -137,8 +138,9 @@ impl Disk {
         Ok(Self { kind, layers: chain.layers })
     }
 
-    /// A disk of zeroes that is in no directory and goes away with the value. `dir` says on which file system.
-    pub fn ephemeral(dir: &Path, size: u64) -> Result<Self, Error> {
+    /// A disk of zeroes that is in no directory and goes away with the value. `dir` says on which file system. Of the
+    /// options those count that do not tell what is in it.
+    pub fn ephemeral(dir: &Path, size: u64, options: &DiskOptions) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -147,9 +149,13 @@ impl Disk {
             .open(dir)
             .map_err(Error::io("make an ephemeral disk in", dir))?;
         file.set_len(size).map_err(Error::io("give a size to an ephemeral disk in", dir))?;
-        let raw = raw_file(file, dir, false, false)?;
-        let options = DiskOptions::default();
-        let mut chain = Chain { options: &options, layers: Vec::new() };
+        // There is no other path to it.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mut raw = RawFile::new(file, options.read_only).map_err(Error::io("open", dir))?;
+        if options.direct {
+            raw = direct(raw, &path, dir)?;
+        }
+        let mut chain = Chain { options, layers: Vec::new() };
         chain.add(dir, Format::Raw, &raw, None)?;
         Ok(Self { kind: Kind::Raw(raw), layers: chain.layers })
     }
@@ -342,16 +348,18 @@ pub(super) fn open_file(path: &Path, read_only: bool) -> Result<File, Error> {
 
 fn raw_file(file: File, path: &Path, read_only: bool, direct: bool) -> Result<RawFile, Error> {
     let raw = RawFile::new(file, read_only).map_err(Error::io("open", path))?;
-    if !direct {
-        return Ok(raw);
-    }
+    if direct { self::direct(raw, path, path) } else { Ok(raw) }
+}
+
+/// The same file with direct I/O, which is at `path` and known as `name`.
+fn direct(raw: RawFile, path: &Path, name: &Path) -> Result<RawFile, Error> {
     raw.with_direct_io(path).map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL) => Error::refused(
-            path,
+            name,
             "its file system has no direct I/O",
             "leave `direct` out, or put the image on another file system",
         ),
-        _ => Error::io("open", path)(error),
+        _ => Error::io("open", name)(error),
     })
 }
 

@@ -236,8 +236,27 @@ fn only_files_can_lie_behind_an_image() {
 #[test]
 fn an_ephemeral_disk_leaves_nothing() {
     let dir = TempDir::new();
-    let Ok(disk) = Disk::ephemeral(dir.path(), 1 << 20) else { return };
+    let Ok(disk) = Disk::ephemeral(dir.path(), 1 << 20, &DiskOptions::default()) else { return };
     testing::check_storage(&disk);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_ephemeral_disk_has_the_options_that_it_was_given() {
+    let dir = TempDir::new();
+    let options = DiskOptions { read_only: true, ..DiskOptions::default() };
+    let Ok(disk) = Disk::ephemeral(dir.path(), 1 << 20, &options) else { return };
+    assert!(disk.read_only());
+    assert!(disk.write_zeroes(0, 512, false).is_err());
+    // Not every file system has direct I/O.
+    let options = DiskOptions { direct: true, ..DiskOptions::default() };
+    if let Ok(disk) = Disk::ephemeral(dir.path(), 1 << 20, &options) {
+        testing::check_storage(&disk);
+        let mut bytes = vec![0; 2 * 4096];
+        let aligned = bytes.as_ptr().align_offset(4096);
+        let slices = [VolatileSlice::from(&mut bytes[aligned..aligned + 4096])];
+        assert!(disk.place(Direction::Read, 0, &slices).is_some_and(|place| place.direct));
+    }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

@@ -90,7 +90,7 @@ fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Disk, Error
         ..DiskOptions::default()
     };
     Ok(match &disk.source {
-        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size)?,
+        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size, &options(None))?,
         DiskSource::Image { path, format, changes } => match changes {
             Changes::Image => Disk::open(path, &options(*format))?,
             Changes::Overlay(overlay) => {

@@ -15,7 +15,7 @@ use vm_memory::VolatileSlice;
 use super::super::super::Rate;
 use super::super::super::testing::{BUFFERS, Driver};
 use super::super::*;
-use crate::storage::{Direction, Disk, Flush, Place, Storage};
+use crate::storage::{Direction, Disk, DiskOptions, Flush, Place, Storage};
 
 const SIZE: u64 = 1 << 20;
 const READ: u32 = 0;
@@ -38,7 +38,7 @@ struct Waits {
 impl Waits {
     fn new() -> Arc<Self> {
         let (pipe, writer) = io::pipe().unwrap();
-        let disk = Disk::ephemeral(&std::env::temp_dir(), SIZE).unwrap();
+        let disk = Disk::ephemeral(&std::env::temp_dir(), SIZE, &DiskOptions::default()).unwrap();
         let place = disk.place(Direction::Write, 0, &[]).unwrap();
         let file = File::from(place.file.try_clone_to_owned().unwrap());
         let (writer, calls, fails) = (Mutex::new(Some(writer)), AtomicU32::new(0), AtomicBool::new(false));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::Rate;
 use super::super::testing::{BUFFERS, Driver};
 use super::*;
-use crate::storage::Disk;
+use crate::storage::{Disk, DiskOptions};
 
 const SIZE: u64 = 1 << 20;
 const READ: u32 = 0;
@@ -25,7 +25,7 @@ fn as_good_as_none() -> Limits {
 }
 
 fn disk(queues: u16, limits: Limits) -> Arc<Blk> {
-    let storage = Disk::ephemeral(&std::env::temp_dir(), SIZE).unwrap();
+    let storage = Disk::ephemeral(&std::env::temp_dir(), SIZE, &DiskOptions::default()).unwrap();
     let disk = Blk::new(Arc::new(storage), "", queues);
     disk.set_limits(limits);
     Arc::new(disk)
@@ -173,7 +173,8 @@ fn a_pause_ends_the_wait_and_what_waited_goes_on_waiting() {
 
 #[test]
 fn what_waited_is_done_by_the_disk_that_comes_next() {
-    let storage: Arc<dyn Storage> = Arc::new(Disk::ephemeral(&std::env::temp_dir(), SIZE).unwrap());
+    let storage: Arc<dyn Storage> =
+        Arc::new(Disk::ephemeral(&std::env::temp_dir(), SIZE, &DiskOptions::default()).unwrap());
     let disk = || Blk::new(Arc::clone(&storage), "", 1);
     let limited = disk();
     limited.set_limits(as_good_as_none());

@@ -28,7 +28,7 @@ struct Attacked {
 
 impl Attacked {
     fn raw(queues: u16) -> Self {
-        let storage = Disk::ephemeral(&std::env::temp_dir(), SIZE).unwrap();
+        let storage = Disk::ephemeral(&std::env::temp_dir(), SIZE, &DiskOptions::default()).unwrap();
         Self { storage: Arc::new(storage), queues, limits: Limits::default(), image: None }
     }
 }
