@@ -33,6 +33,7 @@ const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
 /// The vectors that entry.s has gates for.
 const TIMER_VECTOR: u32 = 0x20;
 const SERIAL_VECTOR: u32 = 0x24;
+const DEVICE_VECTOR: u32 = 0x25;
 const SPURIOUS_VECTOR: u32 = 0x2f;
 
 const SERIAL_LINE: u32 = 4;
@@ -64,6 +65,9 @@ impl Pace {
 static timer_fired_at: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 static timer_ticks: AtomicU64 = AtomicU64::new(0);
+/// Counted by the handler of devices' interrupts.
+#[unsafe(no_mangle)]
+static device_interrupts: AtomicU64 = AtomicU64::new(0);
 
 fn read(base: usize, register: usize) -> u32 {
     // SAFETY: the address is a register of a controller, mapped by the tables of the image.
@@ -148,6 +152,23 @@ fn measure(clock: &Clock) -> u64 {
     let picoseconds = clock.picoseconds(clock::now() - start).max(1);
     write(LOCAL, TIMER_INITIAL, 0);
     (u128::from(before.saturating_sub(after)) * 1_000_000_000_000 / u128::from(picoseconds)) as u64
+}
+
+/// Lets a device interrupt by this input of the IOAPIC, with an edge. Its interrupts are counted.
+pub fn connect(input: u32) {
+    let redirection = IO_REDIRECTIONS + 2 * input;
+    io_write(redirection + 1, id() << 24);
+    io_write(redirection, DEVICE_VECTOR);
+}
+
+/// Ends that.
+pub fn disconnect(input: u32) {
+    io_write(IO_REDIRECTIONS + 2 * input, MASKED | DEVICE_VECTOR);
+}
+
+/// How often devices have interrupted that were connected.
+pub fn interrupts_of_devices() -> u64 {
+    device_interrupts.load(Ordering::Relaxed)
 }
 
 /// How often the timer has fired.

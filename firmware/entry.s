@@ -92,7 +92,8 @@ interrupts:
     gate other_interrupt
     .endr
     gate serial_interrupt               # 0x24
-    .rept 10
+    gate device_interrupt               # 0x25
+    .rept 9
     gate other_interrupt
     .endr
     gate spurious_interrupt             # 0x2f

@@ -52,13 +52,14 @@ pub fn wishes(command_line: &str) -> Wishes<'_> {
     wishes
 }
 
-/// Where the registers of virtio devices are, as `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT` says (Linux'
-/// Documentation/admin-guide/kernel-parameters.txt).
-pub fn virtio_words(command_line: &str) -> impl Iterator<Item = u64> {
+/// Where the registers of virtio devices are, and their interrupts, as `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT` says
+/// (Linux' Documentation/admin-guide/kernel-parameters.txt).
+pub fn virtio_words(command_line: &str) -> impl Iterator<Item = (u64, Option<u64>)> {
     let words = command_line.split_ascii_whitespace();
     words.filter_map(|word| {
         let (_, place) = word.strip_prefix("virtio_mmio.device=")?.split_once('@')?;
-        number(place.split(':').next()?)
+        let mut parts = place.split(':');
+        Some((number(parts.next()?)?, parts.next().and_then(number)))
     })
 }
 
@@ -107,7 +108,9 @@ mod tests {
 
     #[test]
     fn devices_are_where_the_words_of_the_command_line_say() {
-        let line = "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=4K";
-        assert_eq!(virtio_words(line).collect::<Vec<_>>(), [0xd000_0000, 0xfeb0_0e00]);
+        let line = "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=512@0xfeb00e00:12:7 \
+                    virtio_mmio.device=4K virtio_mmio.device=4K@0xd0001000";
+        let found: Vec<_> = virtio_words(line).collect();
+        assert_eq!(found, [(0xd000_0000, Some(5)), (0xfeb0_0e00, Some(12)), (0xd000_1000, None)]);
     }
 }

@@ -36,6 +36,14 @@ serial_interrupt:
     pop rax
     iretq
 
+device_interrupt:
+    push rax
+    inc qword ptr [device_interrupts]
+    mov eax, APIC_END_OF_INTERRUPT
+    mov dword ptr [rax], 0
+    pop rax
+    iretq
+
 other_interrupt:
     push rax
     inc qword ptr [other_interrupts]

@@ -1,6 +1,6 @@
 //! Commands that end the machine, well or badly.
 
-use super::{Outcome, Refusal, narrow, nothing_more};
+use super::{Outcome, Refusal, last_status, narrow, nothing_more};
 use crate::machine::Machine;
 use crate::{power, println, ring0, traps};
 
@@ -30,7 +30,7 @@ fn rare_instructions() {
 }
 
 pub fn exit(_: &Machine, mut arguments: &str) -> Outcome {
-    let status = narrow::<u8>(&mut arguments)?;
+    let status = if arguments.is_empty() { last_status() } else { narrow(&mut arguments)? };
     nothing_more(arguments)?;
     power::exit(status)
 }

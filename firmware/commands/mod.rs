@@ -7,6 +7,7 @@ mod measuring;
 mod virtio;
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::machine::Machine;
 use crate::parse::split_word;
@@ -22,6 +23,9 @@ enum Refusal {
 }
 
 type Outcome = Result<(), Refusal>;
+
+/// Whether the last command was not carried out.
+static LAST_FAILED: AtomicBool = AtomicBool::new(false);
 
 struct Command {
     name: &'static str,
@@ -45,7 +49,12 @@ static COMMANDS: &[Command] = &[
     command("touch", "[MIB]", "write and verify free memory, all of it or so many MiB", measuring::touch),
     command("cpu", "", "the processors; starts the others for a moment", looking::processor),
     command("devices", "", "timers, interrupt controllers, legacy devices", looking::devices),
-    command("virtio", "", "the virtio devices", virtio::list),
+    command(
+        "virtio",
+        "[test [long]]",
+        "the virtio devices; tests of them, which overwrite disks",
+        virtio::virtio,
+    ),
     command(
         "disk",
         "read|write BYTES DEPTH TIMES [seq]",
@@ -72,7 +81,12 @@ static COMMANDS: &[Command] = &[
         "bring the machine down, triple if not said",
         ending::crash,
     ),
-    command("exit", "STATUS", "end with a status through port 0xf4", ending::exit),
+    command(
+        "exit",
+        "[STATUS]",
+        "end with a status through port 0xf4, 1 or 0 by the last command",
+        ending::exit,
+    ),
     command("halt", "", "end with status 0", ending::halt),
     command("reboot", "", "reset by the keyboard controller", ending::reboot),
 ];
@@ -97,9 +111,12 @@ pub fn run(machine: &Machine, line: &str) {
     }
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         println!("there is no command {name}; help lists what there is");
+        LAST_FAILED.store(true, Ordering::Relaxed);
         return;
     };
-    match guarded(|| (command.run)(machine, arguments)) {
+    let outcome = guarded(|| (command.run)(machine, arguments));
+    LAST_FAILED.store(!matches!(outcome, Ok(Ok(()))), Ordering::Relaxed);
+    match outcome {
         Ok(Ok(()) | Err(Refusal::Told)) => {}
         Ok(Err(Refusal::Usage)) => println!("usage: {}", Usage(command)),
         Err(fault) => fault.report(),
@@ -127,6 +144,11 @@ fn number(arguments: &mut &str) -> Result<u64, Refusal> {
 /// The next argument, a number if there is one.
 fn number_or(arguments: &mut &str, default: u64) -> Result<u64, Refusal> {
     if arguments.is_empty() { Ok(default) } else { number(arguments) }
+}
+
+/// 1 if the last command was not carried out.
+fn last_status() -> u8 {
+    LAST_FAILED.load(Ordering::Relaxed).into()
 }
 
 /// The next argument as a number of `T`'s size; without a default it must be there.

@@ -1,18 +1,33 @@
 //! Commands for virtio devices.
 
-use super::{Outcome, Refusal, narrow, nothing_more, number};
+use super::{Outcome, Refusal, narrow, number};
 use crate::format::{Picoseconds, Rate, Size};
 use crate::machine::Machine;
 use crate::memory::Arena;
 use crate::parse::split_word;
 use crate::virtio::bench::{self, Order, Work};
+use crate::virtio::checks::{self, Count};
 use crate::virtio::disk::{Action, Disk, SECTOR};
 use crate::virtio::find::Places;
 use crate::virtio::{Kind, Registers};
 use crate::{println, serial};
 
-pub fn list(machine: &Machine, arguments: &str) -> Outcome {
-    nothing_more(arguments)?;
+pub fn virtio(machine: &Machine, arguments: &str) -> Outcome {
+    match arguments {
+        "" => list(machine),
+        "test" => test(machine, false),
+        "test long" => test(machine, true),
+        _ => Err(Refusal::Usage),
+    }
+}
+
+fn test(machine: &Machine, long: bool) -> Outcome {
+    let Count { passed, failed, not_offered } = checks::run(machine, long);
+    println!("{passed} ok, {failed} failed, {not_offered} not offered");
+    if failed == 0 { Ok(()) } else { Err(Refusal::Told) }
+}
+
+fn list(machine: &Machine) -> Outcome {
     let places = Places::find(&machine.boot);
     let mut count = 0;
     for (place, registers) in places.iter().filter_map(|place| Some((place, Registers::at(place)?))) {

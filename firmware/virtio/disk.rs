@@ -108,7 +108,7 @@ impl Disk {
 
     /// A place whose request is done, and how that went: 0 is well.
     pub fn done(&mut self) -> Option<(u16, u8)> {
-        let head = self.queue.take()?;
+        let (head, _) = self.queue.take()?;
         let place = (head / DESCRIPTORS).min(self.places - 1);
         let status_at = (self.statuses + u64::from(place)) as usize;
         // SAFETY: as in `prepare`.

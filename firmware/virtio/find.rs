@@ -10,14 +10,18 @@ use crate::parse;
 const IDENTIFIER: &[u8] = b"LNRO0005";
 /// The beginning of a fixed range of memory in a template of resources (ACPI 6.5, section 6.4.3.4).
 const FIXED_MEMORY: [u8; 3] = [0x86, 9, 0];
+/// How long such a range is, and what begins an interrupt, which follows it (section 6.4.3.6).
+const FIXED_MEMORY_LENGTH: u64 = 12;
+const INTERRUPT: [u8; 3] = [0x89, 6, 0];
 /// How far behind its identifier a device's resources begin.
 const FAR: u64 = 96;
 const MOST: usize = 32;
 
-/// Where the registers of a device are.
+/// Where the registers of a device are, and the input of the IOAPIC that it interrupts by, if that was found.
 #[derive(Clone, Copy)]
 pub struct Place {
     pub base: u64,
+    pub interrupt: Option<u32>,
 }
 
 /// The places of all devices, in the order in which they are described.
@@ -29,8 +33,10 @@ pub struct Places {
 impl Places {
     /// The command line goes first: what it says was meant for this guest.
     pub fn find(boot: &Boot) -> Self {
-        let mut places = Self { places: [Place { base: 0 }; MOST], count: 0 };
-        parse::virtio_words(boot.command_line()).for_each(|base| places.add(base));
+        let mut places = Self { places: [Place { base: 0, interrupt: None }; MOST], count: 0 };
+        for (base, interrupt) in parse::virtio_words(boot.command_line()) {
+            places.add(Place { base, interrupt: interrupt.and_then(|number| number.try_into().ok()) });
+        }
         if places.count == 0 {
             if let Some((start, end)) = boot.acpi.and_then(definitions) {
                 places.search(start, end);
@@ -39,9 +45,9 @@ impl Places {
         places
     }
 
-    fn add(&mut self, base: u64) {
+    fn add(&mut self, found: Place) {
         if let Some(place) = self.places.get_mut(self.count) {
-            *place = Place { base };
+            *place = found;
             self.count += 1;
         }
     }
@@ -56,7 +62,9 @@ impl Places {
             at += IDENTIFIER.len() as u64;
             let memory = (at..end.min(at + FAR)).find(|&at| stands_at(at, &FIXED_MEMORY));
             if let Some(memory) = memory {
-                self.add(value::<u32>(memory + 4).into());
+                let behind = memory + FIXED_MEMORY_LENGTH;
+                let interrupt = stands_at(behind, &INTERRUPT).then(|| value(behind + 5));
+                self.add(Place { base: value::<u32>(memory + 4).into(), interrupt });
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Virtio devices behind the transport through memory, as a driver sees them (specification 1.2, section 4.2).
 //!
 //! [`find`] tells where they are, [`queue`] exchanges buffers with them, [`disk`] and the others know one kind each.
-//! All of it polls: an interrupt has to go through ring 0, which some hosts interpret.
+//! All of it polls, but for [`checks`] of what interrupts: those have to go through ring 0, which some hosts interpret.
 
 pub mod bench;
+pub mod checks;
 pub mod disk;
 pub mod find;
 pub mod queue;
@@ -21,6 +22,7 @@ mod register {
     pub const MAGIC: u64 = 0x00;
     pub const VERSION: u64 = 0x04;
     pub const KIND: u64 = 0x08;
+    pub const VENDOR: u64 = 0x0c;
     pub const OFFERED: u64 = 0x10;
     pub const OFFERED_HALF: u64 = 0x14;
     pub const ACCEPTED: u64 = 0x20;
@@ -30,10 +32,13 @@ mod register {
     pub const QUEUE_SIZE: u64 = 0x38;
     pub const QUEUE_READY: u64 = 0x44;
     pub const DOORBELL: u64 = 0x50;
+    pub const REASONS: u64 = 0x60;
+    pub const ACKNOWLEDGE: u64 = 0x64;
     pub const STATUS: u64 = 0x70;
     pub const DESCRIPTORS: u64 = 0x80;
     pub const AVAILABLE: u64 = 0x90;
     pub const USED: u64 = 0xa0;
+    pub const SHARED_MEMORY: u64 = 0xb0;
     pub const GENERATION: u64 = 0xfc;
     pub const CONFIGURATION: u64 = 0x100;
 }
@@ -44,10 +49,18 @@ pub mod status {
     pub const DRIVER: u32 = 2;
     pub const RUNNING: u32 = 4;
     pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
+}
+
+/// Why a device interrupted.
+pub mod reason {
+    pub const USED: u32 = 1;
+    pub const CONFIGURATION: u32 = 2;
 }
 
 /// Features of all devices.
 pub mod feature {
+    pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
     pub const EVENT_INDEX: u64 = 1 << 29;
     pub const VERSION_1: u64 = 1 << 32;
 }
@@ -64,6 +77,7 @@ pub struct Kind(pub u32);
 
 impl Kind {
     pub const DISK: Self = Self(2);
+    pub const RANDOM_NUMBERS: Self = Self(4);
 
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -113,12 +127,21 @@ impl Registers {
     }
 
     fn read(self, offset: u64) -> u32 {
+        self.read_as(offset)
+    }
+
+    /// A number of any width.
+    fn read_as<T>(self, offset: u64) -> T {
         // SAFETY: a register, mapped when this value was made. Reading none of them disturbs the guest's memory.
         unsafe { ptr::read_volatile(ptr::with_exposed_provenance((self.base + offset) as usize)) }
     }
 
     fn write(self, offset: u64, value: u32) {
-        // SAFETY: as for `read`; what a device then does to memory is bounded by the queues that it was given.
+        self.write_as(offset, value);
+    }
+
+    fn write_as<T>(self, offset: u64, value: T) {
+        // SAFETY: as for `read_as`; what a device then does to memory is bounded by the queues that it was given.
         unsafe {
             ptr::write_volatile(ptr::with_exposed_provenance_mut((self.base + offset) as usize), value);
         }
@@ -161,15 +184,26 @@ impl Registers {
     pub fn agree(self, features: u64) -> Result<(), Unusable> {
         use status::{ACKNOWLEDGED, DRIVER, FEATURES_OK};
         self.reset();
+        self.propose(features);
+        self.write(register::STATUS, ACKNOWLEDGED | DRIVER | FEATURES_OK);
+        if self.status() & FEATURES_OK == 0 { Err(Unusable::Features) } else { Ok(()) }
+    }
+
+    /// Says that a driver is there, and what it would accept.
+    fn propose(self, features: u64) {
+        use status::{ACKNOWLEDGED, DRIVER};
         // One after the other, as section 3.1.1 has it and some devices insist.
         self.write(register::STATUS, ACKNOWLEDGED);
         self.write(register::STATUS, ACKNOWLEDGED | DRIVER);
+        self.accept(features);
+    }
+
+    /// Chooses features; whether they will do shows when the driver says that these are all.
+    fn accept(self, features: u64) {
         for half in 0..2 {
             self.write(register::ACCEPTED_HALF, half);
             self.write(register::ACCEPTED, (features >> (32 * half)) as u32);
         }
-        self.write(register::STATUS, ACKNOWLEDGED | DRIVER | FEATURES_OK);
-        if self.status() & FEATURES_OK == 0 { Err(Unusable::Features) } else { Ok(()) }
     }
 
     /// Says that everything is set up.

@@ -7,12 +7,16 @@ use super::{Registers, Unusable, register};
 use crate::memory::Arena;
 
 const DESCRIPTOR: u64 = 16;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+/// Flags of a descriptor.
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
 /// In the ring of what is available: the driver wants no interrupt.
 const NO_INTERRUPT: u16 = 1;
 /// In the ring of what is used: the device wants no doorbell.
 const NO_DOORBELL: u16 = 1;
+/// With event indices: the index at which an interrupt is wanted is as far away as can be.
+const NEVER: u16 = 1 << 15;
 /// Behind flags and index.
 const RING: u64 = 4;
 
@@ -34,6 +38,8 @@ pub struct Queue {
     available: u64,
     used: u64,
     event_index: bool,
+    /// No interrupt is wanted.
+    polled: bool,
     /// The index of what is available: as it is here, and as the device has been shown it.
     given: u16,
     shown: u16,
@@ -77,9 +83,7 @@ impl Queue {
         registers.write_address(register::USED, used);
         registers.write(register::QUEUE_READY, 1);
         let event_index = features & super::feature::EVENT_INDEX != 0;
-        // Everything is polled. With event indices, the interrupt that never comes is as far away as can be.
-        write(available, if event_index { 0 } else { NO_INTERRUPT });
-        let queue = Self {
+        let mut queue = Self {
             registers,
             number,
             size,
@@ -87,11 +91,12 @@ impl Queue {
             available,
             used,
             event_index,
+            polled: true,
             given: 0,
             shown: 0,
             taken: 0,
         };
-        queue.want_no_interrupt();
+        queue.interrupt_after(None);
         Ok(queue)
     }
 
@@ -101,15 +106,18 @@ impl Queue {
 
     /// Describes a chain in descriptors from `first` on, one for each part.
     pub fn describe(&self, first: u16, parts: &[Part]) {
-        for (index, (part, number)) in (first..).zip(parts.iter().zip(1..)) {
-            let next = if number < parts.len() { NEXT } else { 0 };
-            let flags = next | if part.written { WRITE } else { 0 };
-            let at = self.descriptors + DESCRIPTOR * u64::from(index);
-            write(at, part.address);
-            write(at + 8, part.length);
-            write(at + 12, flags);
-            write(at + 14, index + 1);
-        }
+        describe(self.descriptors, first, parts);
+    }
+
+    /// Writes one descriptor as it is.
+    pub fn descriptor(&self, index: u16, (address, length): (u64, u32), flags: u16, next: u16) {
+        descriptor(self.descriptors, index, (address, length), flags, next);
+    }
+
+    /// Describes a chain in a table at `table`, which one descriptor refers to.
+    pub fn describe_in_table(&self, index: u16, table: u64, parts: &[Part]) {
+        describe(table, 0, parts);
+        self.descriptor(index, (table, DESCRIPTOR as u32 * parts.len() as u32), INDIRECT, 0);
     }
 
     /// Puts a chain into the ring; the device sees it with the next [`Queue::show`].
@@ -136,28 +144,63 @@ impl Queue {
             false => read::<u16>(self.used) & NO_DOORBELL == 0,
         };
         if wanted {
-            self.registers.write(register::DOORBELL, self.number.into());
+            self.ring();
         }
         wanted
     }
 
-    /// The next chain that the device has used, if there is one: its first descriptor.
-    pub fn take(&mut self) -> Option<u16> {
+    /// Rings, whether or not there is a reason to.
+    pub fn ring(&self) {
+        self.registers.write(register::DOORBELL, self.number.into());
+    }
+
+    /// Pretends that so many more were given than there are, and rings.
+    pub fn jump(&self, by: u16) {
+        write(self.available + 2, self.given.wrapping_add(by));
+        self.ring();
+    }
+
+    /// The next chain that the device has used, if there is one: its first descriptor, and how much was written.
+    pub fn take(&mut self) -> Option<(u16, u32)> {
         if read::<u16>(self.used + 2) == self.taken {
             return None;
         }
         fence(Ordering::Acquire);
         let at = self.used + RING + 8 * u64::from(self.taken % self.size);
         self.taken = self.taken.wrapping_add(1);
-        self.want_no_interrupt();
-        Some(read::<u32>(at) as u16)
+        if self.polled && self.event_index {
+            self.interrupt_at(NEVER);
+        }
+        Some((read::<u32>(at) as u16, read(at + 4)))
     }
 
-    /// Moves the index at which an interrupt is wanted to where the device never is.
-    fn want_no_interrupt(&self) {
-        if self.event_index {
-            let far = self.taken.wrapping_add(1 << 15);
-            write(self.available + RING + 2 * u64::from(self.size), far);
+    /// Wants an interrupt when so many more have been used, or none. Without event indices each one interrupts, or none.
+    pub fn interrupt_after(&mut self, count: Option<u16>) {
+        self.polled = count.is_none();
+        match self.event_index {
+            true => self.interrupt_at(count.map_or(NEVER, |count| count.wrapping_sub(1))),
+            false => write(self.available, if self.polled { NO_INTERRUPT } else { 0 }),
         }
+        fence(Ordering::SeqCst);
     }
+
+    fn interrupt_at(&self, further: u16) {
+        write(self.available + RING + 2 * u64::from(self.size), self.taken.wrapping_add(further));
+    }
+}
+
+fn describe(table: u64, first: u16, parts: &[Part]) {
+    for (index, (part, number)) in (first..).zip(parts.iter().zip(1..)) {
+        let next = if number < parts.len() { NEXT } else { 0 };
+        let flags = next | if part.written { WRITE } else { 0 };
+        descriptor(table, index, (part.address, part.length), flags, index + 1);
+    }
+}
+
+fn descriptor(table: u64, index: u16, (address, length): (u64, u32), flags: u16, next: u16) {
+    let at = table + DESCRIPTOR * u64::from(index);
+    write(at, address);
+    write(at + 8, length);
+    write(at + 12, flags);
+    write(at + 14, next);
 }

@@ -24,3 +24,4 @@ mod start;
 mod support;
 mod terminal;
 mod typing;
+mod virtio;

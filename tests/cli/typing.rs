@@ -66,7 +66,7 @@ fn what_the_guest_does_not_know_is_explained() {
     screen.type_in("hlep\r");
     screen.expect("there is no command hlep; help lists what there is\r\nlodger> ");
     screen.type_in("exit many\r");
-    screen.expect("usage: exit STATUS\r\nlodger> ");
+    screen.expect("usage: exit [STATUS]\r\nlodger> ");
     screen.type_in("exit 10\r");
     assert_eq!(running.wait().code(), Some(10));
 }
