@@ -1,8 +1,33 @@
 //! Virtio devices as a driver finds them: the embedded guest's `virtio test` in machines that offer different things.
 
 use std::collections::BTreeSet;
+use std::fs;
 
-use crate::support::{guest, lodger};
+use crate::support::{Scratch, guest, lodger};
+
+const SECTOR: usize = 512;
+const SIZE: usize = 4 << 20;
+/// What disks hold at first.
+const BEFORE: u8 = 0x5a;
+
+/// What a machine with one queue, and every other feature, does not offer.
+const ONE_QUEUE: &[&str] =
+    &["disk feature MQ alone", "disk feature RO alone", "disk refuses writes if read-only"];
+const SEVERAL_QUEUES: &[&str] = &["disk feature RO alone", "disk refuses writes if read-only"];
+const READ_ONLY: &[&str] = &[
+    "disk discard",
+    "disk feature DISCARD alone",
+    "disk feature MQ alone",
+    "disk feature WRITE_ZEROES alone",
+    "disk misuse: half a range",
+    "disk ranges behind the end",
+    "disk ranges that are too long",
+    "disk ranges with unknown flags",
+    "disk several ranges",
+    "disk too many ranges",
+    "disk write",
+    "disk write zeroes",
+];
 
 /// Has the guest test its devices; every check passes but those of what is `not_offered`. The names of those that pass.
 #[track_caller]
@@ -32,11 +57,124 @@ fn sorted(names: &[String]) -> Vec<&str> {
     names
 }
 
+/// What the guest's checks leave on a disk with so many queues (firmware/virtio/checks/disk.rs and ranges.rs).
+fn written(serial: &str, queues: usize) -> Vec<u8> {
+    let mut disk = vec![BEFORE; SIZE];
+    disk[2 * SECTOR..3 * SECTOR].fill(0);
+    disk[2 * SECTOR..][..serial.len()].copy_from_slice(serial.as_bytes());
+    let single = (400..400 + queues).chain(512..512 + 85).chain([11, SIZE / SECTOR - 1]);
+    let pieces = [(8, 8), (100, 8), (1024, 1020), (300, 8), (350, 16)].into_iter();
+    for (sector, sectors) in pieces.chain(single.map(|sector| (sector, 1))) {
+        let words = disk[sector * SECTOR..][..sectors * SECTOR].chunks_exact_mut(8);
+        for (index, word) in words.enumerate() {
+            let number = (sector << 32 | index) as u64;
+            word.copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        }
+    }
+    for (sector, sectors) in [(128, 128), (302, 3), (351, 1), (358, 2)] {
+        disk[sector * SECTOR..][..sectors * SECTOR].fill(0);
+    }
+    disk
+}
+
+/// Makes an image of what disks hold at first.
+fn image(scratch: &Scratch) -> String {
+    scratch.file("disk.raw", &vec![BEFORE; SIZE])
+}
+
+#[track_caller]
+fn has(path: &str, expected: &[u8]) {
+    let found = fs::read(path).unwrap();
+    assert_eq!(found.len(), expected.len());
+    let differs =
+        found.chunks(SECTOR).zip(expected.chunks(SECTOR)).position(|(found, expected)| found != expected);
+    assert_eq!(differs, None, "the first sector of {path} with something else");
+}
+
+/// What a guest would find in an image.
+fn contents(scratch: &Scratch, image: &str) -> String {
+    let raw = scratch.at("contents.raw");
+    lodger(["disk", "convert", image, &raw], "").with(0);
+    raw
+}
+
+#[test]
+fn a_raw_disk_passes_and_holds_what_was_written() {
+    let scratch = Scratch::new();
+    let path = image(&scratch);
+    passes(&["--disk", &format!("{path},serial=serial number 7")], "virtio test", ONE_QUEUE);
+    has(&path, &written("serial number 7", 1));
+}
+
+#[test]
+fn a_direct_disk_with_several_queues_passes_and_holds_what_was_written() {
+    let scratch = Scratch::new();
+    let path = image(&scratch);
+    passes(&["--disk", &format!("{path},direct,queues=4,serial=x")], "virtio test", SEVERAL_QUEUES);
+    has(&path, &written("x", 4));
+}
+
+#[test]
+fn a_qcow2_disk_passes_and_holds_what_was_written() {
+    let scratch = Scratch::new();
+    let (raw, path) = (image(&scratch), scratch.at("disk.qcow2"));
+    lodger(["disk", "convert", &raw, &path], "").with(0);
+    passes(&["--disk", &path], "virtio test", ONE_QUEUE);
+    has(&contents(&scratch, &path), &written("", 1));
+}
+
+#[test]
+fn an_overlay_passes_and_holds_what_was_written_above_an_image_that_stays() {
+    let scratch = Scratch::new();
+    let (path, overlay) = (image(&scratch), scratch.at("overlay.qcow2"));
+    passes(&["--disk", &format!("{path},format=raw,overlay={overlay}")], "virtio test", ONE_QUEUE);
+    has(&path, &[BEFORE; SIZE]);
+    has(&contents(&scratch, &overlay), &written("", 1));
+}
+
+#[test]
+fn an_overlay_that_is_forgotten_passes_and_its_image_stays() {
+    let scratch = Scratch::new();
+    let path = image(&scratch);
+    passes(&["--disk", &format!("{path},overlay,queues=2")], "virtio test", SEVERAL_QUEUES);
+    has(&path, &[BEFORE; SIZE]);
+}
+
+#[test]
+fn a_disk_that_is_only_read_passes_and_stays_as_it_is() {
+    let scratch = Scratch::new();
+    let path = image(&scratch);
+    passes(&["--disk", &format!("{path},ro")], "virtio test", READ_ONLY);
+    has(&path, &[BEFORE; SIZE]);
+}
+
+#[test]
+fn an_ephemeral_disk_passes() {
+    passes(&["--disk", "ephemeral,size=2M"], "virtio test", ONE_QUEUE);
+}
+
+#[test]
+fn an_ephemeral_disk_can_be_one_that_is_only_read() {
+    const READ_ONLY: u64 = 1 << 5;
+    let disk = ["--disk", "ephemeral,size=2M,ro"].map(str::to_owned);
+    let finished = lodger(disk.into_iter().chain(guest("virtio; exit")), "").with(0);
+    let (_, features) = finished.stdout.split_once("features 0x").unwrap();
+    assert_ne!(u64::from_str_radix(features.trim(), 16).unwrap() & READ_ONLY, 0, "{finished:#?}");
+}
+
 /// So much that the rings' indices begin anew, too.
 #[test]
 fn random_numbers_pass_for_longer() {
     let names = passes(&["--rng"], "virtio test long", &[]);
     assert!(names.contains("rng ring indices wrap around"));
+}
+
+#[test]
+fn what_one_machine_does_not_offer_another_does() {
+    let disks = [ONE_QUEUE, SEVERAL_QUEUES, READ_ONLY];
+    let nowhere = ONE_QUEUE.iter().find(|name| disks.iter().all(|missing| missing.contains(name)));
+    assert_eq!(nowhere, None);
+    // Of everything else there is a machine that lacks nothing.
 }
 
 #[test]

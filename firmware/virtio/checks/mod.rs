@@ -5,9 +5,11 @@
 //! each ([`Sample`]); the other modules know one kind each. A check begins with a device that was reset and with all free
 //! memory. Each prints a line, which tests read.
 
+mod disk;
 mod features;
 mod misuse;
 mod queues;
+mod ranges;
 mod rng;
 mod sample;
 mod subject;
@@ -84,7 +86,7 @@ struct Known {
     checks: &'static [Check],
 }
 
-const KNOWN: &[Known] = &[rng::KNOWN];
+const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN];
 
 /// Checks all devices, if `long` also in ways that take their time.
 pub fn run(machine: &Machine, long: bool) -> Count {

@@ -32,6 +32,11 @@ impl Sample {
         sample
     }
 
+    /// The same, which ends with a zero here.
+    pub fn zeroing(self, address: u64) -> Self {
+        Self { zeroed: Some(address), ..self }
+    }
+
     pub fn parts(&self) -> &[Part] {
         &self.parts[..self.count]
     }
