@@ -78,6 +78,7 @@ pub struct Kind(pub u32);
 impl Kind {
     pub const DISK: Self = Self(2);
     pub const RANDOM_NUMBERS: Self = Self(4);
+    pub const BALLOON: Self = Self(5);
 
     pub fn name(self) -> &'static str {
         match self.0 {

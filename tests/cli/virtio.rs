@@ -28,6 +28,15 @@ const READ_ONLY: &[&str] = &[
     "disk write",
     "disk write zeroes",
 ];
+const NO_REPORTING: &[&str] = &[
+    "balloon feature PAGE_POISON alone",
+    "balloon feature PAGE_REPORTING alone",
+    "balloon misuse: a report of no memory",
+    "balloon misuse: a report that is to be read",
+    "balloon poisoned pages stay",
+    "balloon reported pages are gone",
+    "balloon reports of parts of pages",
+];
 
 /// Has the guest test its devices; every check passes but those of what is `not_offered`. The names of those that pass.
 #[track_caller]
@@ -160,6 +169,12 @@ fn an_ephemeral_disk_can_be_one_that_is_only_read() {
     let finished = lodger(disk.into_iter().chain(guest("virtio; exit")), "").with(0);
     let (_, features) = finished.stdout.split_once("features 0x").unwrap();
     assert_ne!(u64::from_str_radix(features.trim(), 16).unwrap() & READ_ONLY, 0, "{finished:#?}");
+}
+
+#[test]
+fn a_balloon_passes() {
+    passes(&["--balloon=16M"], "virtio test", &[]);
+    passes(&["--balloon=0,no-reporting"], "virtio test", NO_REPORTING);
 }
 
 /// So much that the rings' indices begin anew, too.

@@ -5,6 +5,7 @@
 //! each ([`Sample`]); the other modules know one kind each. A check begins with a device that was reset and with all free
 //! memory. Each prints a line, which tests read.
 
+mod balloon;
 mod disk;
 mod features;
 mod misuse;
@@ -86,7 +87,7 @@ struct Known {
     checks: &'static [Check],
 }
 
-const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN];
+const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN, balloon::KNOWN];
 
 /// Checks all devices, if `long` also in ways that take their time.
 pub fn run(machine: &Machine, long: bool) -> Count {
