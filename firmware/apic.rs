@@ -45,6 +45,8 @@ const DIVIDE_BY_ONE: u32 = 0x0b;
 /// How often the timer ticks by itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
+    /// While something is waited for that another thread of the host does: it needs the processor.
+    Rapid,
     /// While something happens.
     Quick,
     /// While nothing does: a tick costs the host about 150 us where ring 0 is interpreted.
@@ -54,6 +56,7 @@ pub enum Pace {
 impl Pace {
     fn nanoseconds(self) -> u64 {
         match self {
+            Self::Rapid => 100_000,
             Self::Quick => 20_000_000,
             Self::Slow => 250_000_000,
         }

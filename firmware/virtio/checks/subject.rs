@@ -1,17 +1,21 @@
 //! The device that is checked, and what its checks do with it.
 
 use core::ptr;
+use core::sync::atomic::AtomicBool;
 
 use super::{Failure, Known, Outcome, Sample, holds, same};
+use crate::apic::Pace;
 use crate::machine::Machine;
 use crate::memory::Arena;
 use crate::virtio::find::Place;
 use crate::virtio::queue::{Part, Queue};
 use crate::virtio::{Registers, feature, register};
-use crate::{apic, clock};
+use crate::{apic, clock, ring0};
 
 /// So long something may take that has to happen, in microseconds: hosts can be busy.
 const PATIENCE: u64 = 5_000_000;
+/// So long a processor is kept busy with looking, in microseconds.
+const SPIN: u64 = 60;
 /// After so long nothing more is expected to happen.
 const QUIET: u64 = 200;
 
@@ -80,11 +84,22 @@ impl<'a> Subject<'a> {
 
     /// Waits until something holds, for as long as that may take.
     pub fn wait_until(&self, said: &'static str, mut condition: impl FnMut() -> bool) -> Outcome {
-        let until = clock::now() + self.machine.clock.ticks(PATIENCE);
-        while !condition() {
-            holds(clock::now() < until, said)?;
+        let start = clock::now();
+        let passed = |microseconds| clock::now() - start > self.machine.clock.ticks(microseconds);
+        while !passed(SPIN) {
+            if condition() {
+                return Ok(());
+            }
         }
-        Ok(())
+        // Where processors are few, the host's threads need the one that this loop would keep.
+        self.machine.apic.tick(Pace::Rapid);
+        let mut holds_now = condition();
+        while !holds_now && !passed(PATIENCE) {
+            ring0::idle(&AtomicBool::new(false));
+            holds_now = condition();
+        }
+        self.machine.apic.tick(Pace::Quick);
+        holds(holds_now, said)
     }
 
     /// Lets what has no reason to happen happen.
