@@ -4,7 +4,7 @@
 use super::subject::{Subject, bytes};
 use super::{Check, Failure, Known, Outcome, Sample, holds, same};
 use crate::virtio::queue::{Part, Queue};
-use crate::virtio::{Kind, register, status};
+use crate::virtio::{Kind, register};
 
 pub const KNOWN: Known = Known {
     kind: Kind::BALLOON,
@@ -180,10 +180,7 @@ fn is_misuse(subject: &mut Subject, mut queue: Queue, part: Part) -> Outcome {
     queue.describe(0, &[part]);
     queue.give(0);
     queue.show();
-    let registers = subject.registers;
-    subject.wait_until("it does not say that it has to be reset", || {
-        registers.status() & status::NEEDS_RESET != 0
-    })?;
+    subject.stops()?;
     subject.works()
 }
 

@@ -1,10 +1,13 @@
 //! Checks of disks (specification 1.2, section 5.2). Those that write leave what they wrote, for who looks from outside.
 
+use super::request::{
+    DONE, FAILED, HEADER, Running, UNSUPPORTED, fill, is_filled, kind, misused, to_read, to_write,
+};
 use super::subject::{Subject, bytes};
 use super::{Check, Failure, Known, Outcome, Sample, holds, same};
+use crate::virtio::Kind;
 use crate::virtio::disk::SECTOR;
 use crate::virtio::queue::{Part, Queue};
-use crate::virtio::{Kind, status};
 
 pub const KNOWN: Known = Known {
     kind: Kind::DISK,
@@ -34,24 +37,8 @@ pub mod feature {
     pub const WRITE_ZEROES: u64 = 1 << 14;
 }
 
-/// What a request wants.
-pub mod kind {
-    pub const READ: u32 = 0;
-    pub const WRITE: u32 = 1;
-    pub const FLUSH: u32 = 4;
-    pub const GET_ID: u32 = 8;
-    pub const DISCARD: u32 = 11;
-    pub const WRITE_ZEROES: u32 = 13;
-}
-
-pub const DONE: u8 = 0;
-pub const FAILED: u8 = 1;
-pub const UNSUPPORTED: u8 = 2;
-
-const HEADER: u32 = 16;
+/// How long the identity string is.
 const ID: u32 = 20;
-/// The most parts of a request that a check makes.
-const MOST_PARTS: usize = 64;
 
 /// Where checks write, in sectors; no two of them at the same place.
 mod place {
@@ -98,111 +85,6 @@ fn sample(subject: &mut Subject) -> Result<Sample, Failure> {
     crate::memory::write(header, kind::GET_ID.into(), 4);
     let parts = [to_read(header, HEADER), to_write(id, ID), to_write(end, 1)];
     Ok(Sample::new(0, &parts, ID + 1).zeroing(end))
-}
-
-pub fn to_read(address: u64, length: u32) -> Part {
-    Part { address, length, written: false }
-}
-
-pub fn to_write(address: u64, length: u32) -> Part {
-    Part { address, length, written: true }
-}
-
-/// A disk that runs, and room for the ends of a request.
-pub struct Running<'s, 'm> {
-    pub subject: &'s mut Subject<'m>,
-    queue: Queue,
-    ends: u64,
-}
-
-impl<'s, 'm> Running<'s, 'm> {
-    pub fn start(subject: &'s mut Subject<'m>) -> Result<Self, Failure> {
-        Self::start_with(subject, 0)
-    }
-
-    fn start_with(subject: &'s mut Subject<'m>, number: u16) -> Result<Self, Failure> {
-        let queue = subject.start(number, u16::MAX, subject.offered)?;
-        let ends = subject.memory(64)?;
-        Ok(Self { subject, queue, ends })
-    }
-
-    /// Makes a request with these parts between header and status. Its status, and how much was written.
-    pub fn ask(&mut self, kind: u32, sector: u64, data: &[Part]) -> Result<(u8, u32), Failure> {
-        let end = self.prepare(kind, sector);
-        let (parts, count) = self.around(data);
-        let written = self.subject.ask(&mut self.queue, &parts[..count])?;
-        Ok((crate::memory::read8(end), written))
-    }
-
-    /// These parts between header and status, and how many they are then.
-    fn around(&self, data: &[Part]) -> ([Part; MOST_PARTS], usize) {
-        let mut parts = [to_write(self.ends + u64::from(HEADER), 1); MOST_PARTS];
-        let count = data.len().min(MOST_PARTS - 2) + 2;
-        parts[0] = to_read(self.ends, HEADER);
-        parts[1..count - 1].copy_from_slice(&data[..count - 2]);
-        (parts, count)
-    }
-
-    /// After a request with these parts the device has to be reset.
-    pub fn is_misused(self, kind: u32, data: &[Part]) -> Outcome {
-        self.prepare(kind, 0);
-        let (parts, count) = self.around(data);
-        misused(self.subject, self.queue, &parts[..count])
-    }
-
-    /// Writes the header, and gives the place of the status.
-    fn prepare(&self, kind: u32, sector: u64) -> u64 {
-        let end = self.ends + u64::from(HEADER);
-        crate::memory::write(self.ends, kind.into(), 8);
-        crate::memory::write(self.ends + 8, sector, 8);
-        crate::memory::write(end, 0xee, 1);
-        end
-    }
-
-    /// Has it do something, with this end.
-    pub fn does(&mut self, kind: u32, sector: u64, data: &[Part], expected: u8) -> Outcome {
-        let (status, _) = self.ask(kind, sector, data)?;
-        same("status", status, expected)
-    }
-
-    /// Writes a pattern of so many sectors.
-    pub fn write(&mut self, sector: u64, sectors: u64) -> Outcome {
-        let address = self.subject.memory(sectors * SECTOR)?;
-        fill(address, sectors * SECTOR, sector);
-        self.does(kind::WRITE, sector, &[to_read(address, (sectors * SECTOR) as u32)], DONE)
-    }
-
-    /// Reads so many sectors to where nothing was.
-    pub fn read(&mut self, sector: u64, sectors: u64) -> Result<u64, Failure> {
-        let address = self.subject.memory(sectors * SECTOR)?;
-        bytes(address, sectors * SECTOR).fill(0xcc);
-        let length = (sectors * SECTOR) as u32;
-        let (status, written) = self.ask(kind::READ, sector, &[to_write(address, length)])?;
-        same("status", status, DONE)?;
-        same("written", written, length + 1)?;
-        Ok(address)
-    }
-
-    /// The pattern is where it was written.
-    pub fn has(&mut self, sector: u64, sectors: u64) -> Outcome {
-        let address = self.read(sector, sectors)?;
-        holds(is_filled(address, sectors * SECTOR, sector), "what is read is not what was written")
-    }
-}
-
-/// A pattern: each word tells its sector and where it is in what was written there.
-fn word(sector: u64, index: u64) -> u64 {
-    (sector << 32 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-pub fn fill(address: u64, length: u64, sector: u64) {
-    let (words, _) = bytes(address, length).as_chunks_mut();
-    words.iter_mut().zip(0..).for_each(|(bytes, index)| *bytes = word(sector, index).to_le_bytes());
-}
-
-pub fn is_filled(address: u64, length: u64, sector: u64) -> bool {
-    let (words, _) = bytes(address, length).as_chunks();
-    words.iter().zip(0..).all(|(bytes, index)| *bytes == word(sector, index).to_le_bytes())
 }
 
 pub fn writable(subject: &Subject) -> Outcome {
@@ -499,16 +381,4 @@ fn half_a_header(subject: &mut Subject) -> Outcome {
 fn no_status(subject: &mut Subject) -> Outcome {
     let Running { subject, queue, ends } = Running::start(subject)?;
     misused(subject, queue, &[to_read(ends, HEADER)])
-}
-
-/// After a chain of these parts the device has to be reset.
-fn misused(subject: &mut Subject, mut queue: Queue, parts: &[Part]) -> Outcome {
-    queue.describe(0, parts);
-    queue.give(0);
-    queue.show();
-    let registers = subject.registers;
-    subject.wait_until("it does not say that it has to be reset", || {
-        registers.status() & status::NEEDS_RESET != 0
-    })?;
-    subject.works()
 }

@@ -153,9 +153,7 @@ fn misused(subject: &mut Subject, misuse: impl FnOnce(&mut Subject) -> Outcome) 
     let registers = subject.registers;
     let before = (subject.interrupts()?, registers.read(register::GENERATION));
     misuse(subject)?;
-    subject.wait_until("it does not say that it has to be reset", || {
-        registers.status() & status::NEEDS_RESET != 0
-    })?;
+    subject.stops()?;
     subject.wait_until("no reason of its interrupt says so", || {
         subject.reasons() & reason::CONFIGURATION != 0
     })?;

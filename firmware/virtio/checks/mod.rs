@@ -11,6 +11,7 @@ mod features;
 mod misuse;
 mod queues;
 mod ranges;
+mod request;
 mod rng;
 mod sample;
 mod subject;

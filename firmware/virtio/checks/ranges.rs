@@ -1,6 +1,7 @@
 //! Checks of what disks do with ranges of sectors: discard and write zeroes (specification 1.2, section 5.2.6).
 
-use super::disk::{DONE, FAILED, Running, UNSUPPORTED, capacity, feature, is_filled, kind, to_read};
+use super::disk::{capacity, feature};
+use super::request::{DONE, FAILED, Running, UNSUPPORTED, is_filled, kind, to_read};
 use super::subject::{Subject, bytes};
 use super::{Failure, Outcome, holds, same};
 use crate::virtio::disk::SECTOR;

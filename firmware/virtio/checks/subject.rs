@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::memory::Arena;
 use crate::virtio::find::Place;
 use crate::virtio::queue::{Part, Queue};
-use crate::virtio::{Registers, feature, register};
+use crate::virtio::{Registers, feature, register, status};
 use crate::{apic, clock, ring0};
 
 /// So long something may take that has to happen, in microseconds: hosts can be busy.
@@ -139,6 +139,13 @@ impl<'a> Subject<'a> {
         let sample = self.sample()?;
         let mut queue = self.start(sample.queue, u16::MAX, 0)?;
         self.ask_sample(&mut queue, &sample)
+    }
+
+    /// The device says that it has to be reset.
+    pub fn stops(&self) -> Outcome {
+        self.wait_until("it does not say that it has to be reset", || {
+            self.registers.status() & status::NEEDS_RESET != 0
+        })
     }
 
     /// Why the device has interrupted.
