@@ -77,6 +77,7 @@ pub struct Kind(pub u32);
 
 impl Kind {
     pub const DISK: Self = Self(2);
+    pub const CONSOLE: Self = Self(3);
     pub const RANDOM_NUMBERS: Self = Self(4);
     pub const BALLOON: Self = Self(5);
 

@@ -6,6 +6,7 @@
 //! memory. Each prints a line, which tests read.
 
 mod balloon;
+mod console;
 mod disk;
 mod features;
 mod misuse;
@@ -88,7 +89,7 @@ struct Known {
     checks: &'static [Check],
 }
 
-const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN, balloon::KNOWN];
+const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN, balloon::KNOWN, console::KNOWN];
 
 /// Checks all devices, if `long` also in ways that take their time.
 pub fn run(machine: &Machine, long: bool) -> Count {
