@@ -51,7 +51,7 @@ static COMMANDS: &[Command] = &[
     command("devices", "", "timers, interrupt controllers, legacy devices", looking::devices),
     command(
         "virtio",
-        "[test [long]]",
+        "[test [own|long]]",
         "the virtio devices; tests of them, which overwrite disks",
         virtio::virtio,
     ),

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::memory::Arena;
 use crate::parse::split_word;
 use crate::virtio::bench::{self, Order, Work};
-use crate::virtio::checks::{self, Count};
+use crate::virtio::checks::{self, Count, Extent};
 use crate::virtio::disk::{Action, Disk, SECTOR};
 use crate::virtio::find::Places;
 use crate::virtio::{Kind, Registers};
@@ -15,14 +15,15 @@ use crate::{println, serial};
 pub fn virtio(machine: &Machine, arguments: &str) -> Outcome {
     match arguments {
         "" => list(machine),
-        "test" => test(machine, false),
-        "test long" => test(machine, true),
+        "test" => test(machine, Extent::Usual),
+        "test own" => test(machine, Extent::Own),
+        "test long" => test(machine, Extent::Long),
         _ => Err(Refusal::Usage),
     }
 }
 
-fn test(machine: &Machine, long: bool) -> Outcome {
-    let Count { passed, failed, not_offered } = checks::run(machine, long);
+fn test(machine: &Machine, extent: Extent) -> Outcome {
+    let Count { passed, failed, not_offered } = checks::run(machine, extent);
     println!("{passed} ok, {failed} failed, {not_offered} not offered");
     if failed == 0 { Ok(()) } else { Err(Refusal::Told) }
 }

@@ -128,7 +128,7 @@ fn a_qcow2_disk_passes_and_holds_what_was_written() {
     let scratch = Scratch::new();
     let (raw, path) = (image(&scratch), scratch.at("disk.qcow2"));
     lodger(["disk", "convert", &raw, &path], "").with(0);
-    passes(&["--disk", &path], "virtio test", ONE_QUEUE);
+    passes(&["--disk", &path], "virtio test own", ONE_QUEUE);
     has(&contents(&scratch, &path), &written("", 1));
 }
 
@@ -136,7 +136,7 @@ fn a_qcow2_disk_passes_and_holds_what_was_written() {
 fn an_overlay_passes_and_holds_what_was_written_above_an_image_that_stays() {
     let scratch = Scratch::new();
     let (path, overlay) = (image(&scratch), scratch.at("overlay.qcow2"));
-    passes(&["--disk", &format!("{path},format=raw,overlay={overlay}")], "virtio test", ONE_QUEUE);
+    passes(&["--disk", &format!("{path},format=raw,overlay={overlay}")], "virtio test own", ONE_QUEUE);
     has(&path, &[BEFORE; SIZE]);
     has(&contents(&scratch, &overlay), &written("", 1));
 }
@@ -145,7 +145,7 @@ fn an_overlay_passes_and_holds_what_was_written_above_an_image_that_stays() {
 fn an_overlay_that_is_forgotten_passes_and_its_image_stays() {
     let scratch = Scratch::new();
     let path = image(&scratch);
-    passes(&["--disk", &format!("{path},overlay,queues=2")], "virtio test", SEVERAL_QUEUES);
+    passes(&["--disk", &format!("{path},overlay,queues=2")], "virtio test own", SEVERAL_QUEUES);
     has(&path, &[BEFORE; SIZE]);
 }
 
@@ -159,7 +159,7 @@ fn a_disk_that_is_only_read_passes_and_stays_as_it_is() {
 
 #[test]
 fn an_ephemeral_disk_passes() {
-    passes(&["--disk", "ephemeral,size=2M"], "virtio test", ONE_QUEUE);
+    passes(&["--disk", "ephemeral,size=2M"], "virtio test own", ONE_QUEUE);
 }
 
 #[test]

@@ -91,14 +91,25 @@ struct Known {
 
 const KNOWN: &[Known] = &[disk::KNOWN, rng::KNOWN, balloon::KNOWN, console::KNOWN];
 
-/// Checks all devices, if `long` also in ways that take their time.
-pub fn run(machine: &Machine, long: bool) -> Count {
+/// Which checks are made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Those of one kind of device alone, where several devices of a kind differ in what is behind them.
+    Own,
+    /// Also those of all devices.
+    Usual,
+    /// Also those that take their time.
+    Long,
+}
+
+/// Checks all devices.
+pub fn run(machine: &Machine, extent: Extent) -> Count {
     let mut count = Count::default();
     for place in Places::find(&machine.boot).iter() {
         let Some(registers) = Registers::at(place) else { continue };
         let kind = registers.kind();
         match KNOWN.iter().find(|known| known.kind == kind) {
-            Some(known) => check(&mut Subject::new(machine, *place, registers, known), long, &mut count),
+            Some(known) => check(&mut Subject::new(machine, *place, registers, known), extent, &mut count),
             // Some machines have more places than devices.
             None if kind.0 == 0 => {}
             None => {
@@ -113,13 +124,16 @@ pub fn run(machine: &Machine, long: bool) -> Count {
     count
 }
 
-fn check(subject: &mut Subject, long: bool, count: &mut Count) {
+fn check(subject: &mut Subject, extent: Extent, count: &mut Count) {
     subject.listen();
     features::run(subject, count);
-    misuse::run(subject, count);
-    let mut checks = [transport::CHECKS, queues::CHECKS, subject.known.checks, queues::LONG];
-    if !long {
-        checks[3] = &[];
+    let mut checks = [subject.known.checks, &[], &[], &[]];
+    if extent != Extent::Own {
+        misuse::run(subject, count);
+        checks = [transport::CHECKS, queues::CHECKS, subject.known.checks, &[]];
+    }
+    if extent == Extent::Long {
+        checks[3] = queues::LONG;
     }
     for &(what, check) in checks.into_iter().flatten() {
         subject.renew();
