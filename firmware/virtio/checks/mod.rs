@@ -35,6 +35,9 @@ pub struct Count {
     pub not_offered: u32,
 }
 
+/// After so many failures of a device the others of it say little, and may each take as long as a check can.
+const ENOUGH: u32 = 5;
+
 /// Why a check did not pass.
 enum Failure {
     /// The device lacks what is to be checked.
@@ -125,6 +128,7 @@ pub fn run(machine: &Machine, extent: Extent) -> Count {
 }
 
 fn check(subject: &mut Subject, extent: Extent, count: &mut Count) {
+    let before = count.failed;
     subject.listen();
     features::run(subject, count);
     let mut checks = [subject.known.checks, &[], &[], &[]];
@@ -136,6 +140,10 @@ fn check(subject: &mut Subject, extent: Extent, count: &mut Count) {
         checks[3] = queues::LONG;
     }
     for &(what, check) in checks.into_iter().flatten() {
+        if count.failed - before >= ENOUGH {
+            println!("{} fails so much that the rest is left out", subject.known.name);
+            break;
+        }
         subject.renew();
         let outcome = check(subject);
         count.note(subject.known.name, format_args!("{what}"), outcome);

@@ -13,7 +13,7 @@ use crate::virtio::{Registers, feature, register, status};
 use crate::{apic, clock, ring0};
 
 /// So long something may take that has to happen, in microseconds: hosts can be busy.
-const PATIENCE: u64 = 5_000_000;
+const PATIENCE: u64 = 2_000_000;
 /// So long a processor is kept busy with looking, in microseconds.
 const SPIN: u64 = 60;
 /// After so long nothing more is expected to happen.
