@@ -91,6 +91,7 @@ pub struct RunArgs {
     ///   format=FORMAT  raw or qcow2 [default: as its content says]
     ///   overlay=FILE   changes go to FILE, which is made if it is not there; the image stays as it is
     ///   overlay        changes go to a file in the VM's directory, and are forgotten at the end
+    ///   verify         what is read of the image is compared with what `lodger disk hash` kept
     ///   direct         past the host's page cache
     ///   queues=N       so many queues, each with a thread [default: 1]
     ///   serial=TEXT    the serial number that the guest can ask for

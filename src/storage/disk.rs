@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 use super::assumed::AssumedRaw;
 use super::format::{Content, recognise_file};
 use super::qcow2::{self, Access, Header, Qcow2Disk};
-use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, lock};
+use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, Verified, lock};
 
 /// How many images may lie behind each other.
 const DEEPEST: usize = 64;
@@ -40,6 +40,8 @@ pub struct DiskOptions {
     /// Whether the format of a backing file that does not declare it is found out from its content. A guest that
     /// once had that file as a raw disk could have written a header that names any file of the host.
     pub probe_backing: bool,
+    /// Whether what is read of the image's backing file is compared with the hashes beside that.
+    pub verify_backing: bool,
     /// What is locked.
     pub locking: Locking,
 }
@@ -259,22 +261,26 @@ impl Chain<'_> {
         header: Option<Header>,
     ) -> Result<(), Error> {
         let identity = Identity::of(raw.file()).map_err(Error::io("open", path))?;
-        if self.layers.iter().any(|layer| layer.identity.is_same_file(&identity)) {
+        let size = header.as_ref().map_or(raw.size(), |header| header.size);
+        self.push(Layer { path: path.to_owned(), format, size, header, identity })
+    }
+
+    fn push(&mut self, layer: Layer) -> Result<(), Error> {
+        if self.layers.iter().any(|other| other.identity.is_same_file(&layer.identity)) {
             return Err(Error::refused(
-                path,
+                &layer.path,
                 "the chain of backing files comes back to it",
                 "give one of them another with `lodger disk rebase --unsafe`",
             ));
         }
         if self.layers.len() == DEEPEST {
             return Err(Error::refused(
-                path,
+                &layer.path,
                 format!("more than {DEEPEST} images lie behind each other"),
                 "make the chain shorter with `lodger disk commit` or `rebase`",
             ));
         }
-        let size = header.as_ref().map_or(raw.size(), |header| header.size);
-        self.layers.push(Layer { path: path.to_owned(), format, size, header, identity });
+        self.layers.push(layer);
         Ok(())
     }
 
@@ -318,6 +324,9 @@ impl Chain<'_> {
                 ));
             }
         };
+        if self.options.verify_backing && self.layers.len() == 1 {
+            return self.verified(&path, format);
+        }
         match format {
             Format::Raw => {
                 let raw = raw_file(file, &path, true, self.options.direct)?;
@@ -330,6 +339,17 @@ impl Chain<'_> {
                 self.qcow2(file, &path, header, true)
             }
         }
+    }
+}
+
+impl Chain<'_> {
+    /// What lies behind the first image, with all that lies behind that: the hashes are of the whole.
+    fn verified(&mut self, path: &Path, format: Format) -> Result<Access, Error> {
+        let options =
+            DiskOptions { read_only: true, format: Some(format), verify_backing: false, ..*self.options };
+        let disk = Verified::new(Disk::open(path, &options)?)?;
+        disk.disk().layers().iter().try_for_each(|layer| self.push(layer.clone()))?;
+        qcow2::verified_layer(disk).map_err(Error::io("open", path))
     }
 }
 

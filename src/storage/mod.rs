@@ -18,6 +18,7 @@ mod ring;
 pub(crate) mod testing;
 pub mod tools;
 mod vectors;
+mod verified;
 
 use std::io;
 
@@ -31,6 +32,7 @@ pub use place::{Direction, Flush, Place};
 pub use qcow2::{CheckReport, Repair};
 pub use raw::RawFile;
 pub use ring::{Full, Ring};
+pub use verified::Verified;
 
 /// What an image holds of a range of its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

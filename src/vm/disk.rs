@@ -44,6 +44,8 @@ pub enum DiskSource {
         format: Option<Format>,
         /// Where the guest's changes go.
         changes: Changes,
+        /// Whether what is read of the image is compared with the hashes of its blocks.
+        verify: bool,
     },
     /// In a file without a name, which begins as zeroes and goes away with the machine.
     Ephemeral {
@@ -66,7 +68,8 @@ pub enum Changes {
 impl DiskSpec {
     /// An image that can be written, with one queue.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self::of(DiskSource::Image { path: path.into(), format: None, changes: Changes::Image })
+        let path = path.into();
+        Self::of(DiskSource::Image { path, format: None, changes: Changes::Image, verify: false })
     }
 
     fn of(source: DiskSource) -> Self {
@@ -98,6 +101,7 @@ impl DiskSpec {
             (("format", Some(name)), DiskSource::Image { format, .. }) => {
                 *format = Some(name.parse().map_err(|_| DiskSpecError::Format(name.to_owned()))?);
             }
+            (("verify", None), DiskSource::Image { verify, .. }) => *verify = true,
             (("overlay", None), DiskSource::Image { changes, .. }) => *changes = Changes::Forgotten,
             (("overlay", Some(path)), DiskSource::Image { changes, .. }) if !path.is_empty() => {
                 *changes = Changes::Overlay(path.into());
@@ -135,8 +139,8 @@ pub enum DiskSpecError {
     NoPath,
     /// An option that there is not.
     #[error(
-        "{0:?} is no option of such a disk: images have format=raw|qcow2, overlay, overlay=FILE, those without a file \
-         size=SIZE, and all have ro, direct, queues=N, serial=TEXT, bps=SIZE[+BURST], iops=N[+BURST]"
+        "{0:?} is no option of such a disk: images have format=raw|qcow2, overlay, overlay=FILE, verify, those without a \
+         file size=SIZE, and all have ro, direct, queues=N, serial=TEXT, bps=SIZE[+BURST], iops=N[+BURST]"
     )]
     Option(String),
     /// A format that there is not.
@@ -170,6 +174,12 @@ pub enum DiskSpecError {
     /// What is only read changes nowhere.
     #[error("a disk that is only read (ro) has no changes that an overlay could hold")]
     ReadOnlyOverlay,
+    /// What is written has no hash.
+    #[error(
+        "what a guest writes has no hash that it could be verified by (verify): let it only read the image (ro), or \
+         write to an overlay (overlay or overlay=FILE)"
+    )]
+    VerifiedWrites,
 }
 
 impl FromStr for DiskSpec {
@@ -188,6 +198,9 @@ impl FromStr for DiskSpec {
             DiskSource::Image { changes, .. } if disk.read_only && *changes != Changes::Image => {
                 Err(DiskSpecError::ReadOnlyOverlay)
             }
+            DiskSource::Image { changes: Changes::Image, verify: true, .. } if !disk.read_only => {
+                Err(DiskSpecError::VerifiedWrites)
+            }
             _ => Ok(disk),
         }
     }
@@ -197,7 +210,7 @@ impl fmt::Display for DiskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             DiskSource::Ephemeral { size } => write!(f, "{EPHEMERAL},size={}", human(*size))?,
-            DiskSource::Image { path, format, changes } => {
+            DiskSource::Image { path, format, changes, verify } => {
                 write!(f, "{}", path.display())?;
                 if let Some(format) = format {
                     write!(f, ",format={format}")?;
@@ -206,6 +219,9 @@ impl fmt::Display for DiskSpec {
                     Changes::Image => {}
                     Changes::Forgotten => f.write_str(",overlay")?,
                     Changes::Overlay(path) => write!(f, ",overlay={}", path.display())?,
+                }
+                if *verify {
+                    f.write_str(",verify")?;
                 }
             }
         }
@@ -243,6 +259,8 @@ mod tests {
             "x,ro,direct,queues=16,serial=ABC 123",
             "x,format=qcow2,overlay",
             "x,overlay=/tmp/y.qcow2,direct",
+            "x,overlay,verify,queues=2",
+            "x,verify,ro",
             "ephemeral,size=1G",
             "ephemeral,size=512,serial=a",
             "x,bps=20M",
@@ -266,6 +284,9 @@ mod tests {
             ("x,overlay=", "\"overlay=\" is no option"),
             ("ephemeral,size=1G,overlay", "\"overlay\" is no option"),
             ("x,ro,overlay", "only read"),
+            ("x,verify", "no hash that it could be verified by"),
+            ("x,verify=1,ro", "\"verify=1\" is no option"),
+            ("ephemeral,size=1G,verify", "\"verify\" is no option"),
             ("x,format=vdi", "raw and qcow2"),
             ("x,queues=0", "1 to 16"),
             ("x,queues=17", "1 to 16"),

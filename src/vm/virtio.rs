@@ -18,7 +18,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::event;
 use crate::hv::{Doorbell, Vm};
 use crate::memory::GuestMemory;
-use crate::storage::{self, Disk, DiskOptions, Format, Layer, tools};
+use crate::storage::{self, Disk, DiskOptions, Format, Layer, Storage, Verified, tools};
 
 /// Where the registers of the first device are: in the hole below 4 GiB.
 const BASE: u32 = 0xd000_0000;
@@ -69,7 +69,7 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
 }
 
 fn disk(spec: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<Blk>, Error> {
-    let disk = Blk::new(Arc::new(open(spec, number, files)?), spec.serial(), spec.queues);
+    let disk = Blk::new(open(spec, number, files)?, spec.serial(), spec.queues);
     disk.set_limits(spec.limits);
     Ok(Arc::new(disk))
 }
@@ -82,32 +82,43 @@ fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error
 }
 
 /// Opens the disk that the guest finds as the one of this number.
-fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Disk, Error> {
+fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<dyn Storage>, Error> {
     let options = |format| DiskOptions {
         read_only: disk.read_only,
         direct: disk.direct,
         format,
         ..DiskOptions::default()
     };
-    Ok(match &disk.source {
-        DiskSource::Ephemeral { size } => Disk::ephemeral(&env::temp_dir(), *size, &options(None))?,
-        DiskSource::Image { path, format, changes } => match changes {
-            Changes::Image => Disk::open(path, &options(*format))?,
-            Changes::Overlay(overlay) => {
-                if !overlay.exists() {
-                    tools::create_overlay(overlay, path, *format, None, false)?;
-                }
-                let disk = Disk::open(overlay, &options(Some(Format::Qcow2)))?;
-                check_backing(&disk, overlay, path)?;
-                disk
+    let (path, format, changes, verify) = match &disk.source {
+        DiskSource::Ephemeral { size } => {
+            return Ok(Arc::new(Disk::ephemeral(&env::temp_dir(), *size, &options(None))?));
+        }
+        DiskSource::Image { path, format, changes, verify } => (path, *format, changes, *verify),
+    };
+    let of_overlay = DiskOptions { verify_backing: verify, ..options(Some(Format::Qcow2)) };
+    let opened = match changes {
+        Changes::Image => {
+            let opened = Disk::open(path, &options(format))?;
+            if verify {
+                return Ok(Arc::new(Verified::new(opened)?));
             }
-            Changes::Forgotten => {
-                let overlay = files.large(&format!("disk{number}.qcow2"))?;
-                tools::create_overlay(&overlay, path, *format, None, false)?;
-                Disk::open(&overlay, &options(Some(Format::Qcow2)))?
+            opened
+        }
+        Changes::Overlay(overlay) => {
+            if !overlay.exists() {
+                tools::create_overlay(overlay, path, format, None, false)?;
             }
-        },
-    })
+            let opened = Disk::open(overlay, &of_overlay)?;
+            check_backing(&opened, overlay, path)?;
+            opened
+        }
+        Changes::Forgotten => {
+            let overlay = files.large(&format!("disk{number}.qcow2"))?;
+            tools::create_overlay(&overlay, path, format, None, false)?;
+            Disk::open(&overlay, &of_overlay)?
+        }
+    };
+    Ok(Arc::new(opened))
 }
 
 /// Fails if an overlay that was there already is one of something else.

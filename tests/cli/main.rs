@@ -24,4 +24,5 @@ mod start;
 mod support;
 mod terminal;
 mod typing;
+mod verified;
 mod virtio;

@@ -157,6 +157,8 @@ fn what_a_stuck_reader_did_not_get_is_told_at_the_end() {
     let stdout = running.stdout();
     make_small(&stdout);
     wait_until_full(&stdout);
+    // The guest has gone on printing.
+    thread::sleep(Duration::from_millis(100));
     running.signal(libc::SIGTERM);
     let finished = running.finish().with(1);
     assert!(finished.stderr.starts_with("lodger: console output"), "{finished:#?}");

@@ -12,7 +12,8 @@ use crate::cli::AnyError;
 
 const HELP: &str = "\
 What a guest sees is hashed (BLAKE3, blocks of 64 KiB), so a raw and a qcow2 image of the same disk have the same hash.
-FILE.blocks keeps the hashes; as long as no image of the chain has changed, asking again reads nothing.
+FILE.blocks keeps the hashes; as long as no image of the chain has changed, asking again reads nothing. `lodger run
+--disk FILE,ro,verify` compares what a guest reads with them.
 
 JSON: {\"hash\", \"size\", \"blocks\", \"block-size\", \"kept\", \"changed\": [{\"offset\", \"len\"}]}.
 Exit status: 0; with --verify 1 if the disk is not what was hashed.

@@ -16,7 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Device, Left, Misuse, Queue};
 use crate::{event, threads};
 
-const STACK_SIZE: usize = 128 << 10;
+/// Hashing and images that lie behind each other take much of it, above all where nothing is optimised.
+const STACK_SIZE: usize = 512 << 10;
 /// A device that wants to wait for longer is asked again.
 const LONGEST: Duration = Duration::from_hours(1);
 

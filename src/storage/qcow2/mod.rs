@@ -20,7 +20,7 @@ use imago::{DenyImplicitOpenGate, FormatCreateBuilder, FormatDriverBuilder};
 use vm_memory::VolatileSlice;
 
 use super::raw::RawFile;
-use super::{Direction, Extent, Flush, Place, Storage, check_range, check_writable, vectors};
+use super::{Direction, Extent, Flush, Place, Storage, Verified, check_range, check_writable, vectors};
 
 pub(super) use check::check;
 pub use check::{CheckReport, Repair};
@@ -36,6 +36,12 @@ const AT_ONCE: usize = 512;
 /// Opens a raw file as something that can lie behind a qcow2 image.
 pub(super) fn raw_layer(file: RawFile) -> io::Result<Access> {
     let raw = imago::raw::Raw::builder(ImageFile::new(file)).open(DenyImplicitOpenGate::default())?;
+    Ok(FormatAccess::new(raw))
+}
+
+/// Opens a disk that is verified as something that can lie behind a qcow2 image.
+pub(super) fn verified_layer(disk: Verified) -> io::Result<Access> {
+    let raw = imago::raw::Raw::builder(ImageFile::verified(disk)).open(DenyImplicitOpenGate::default())?;
     Ok(FormatAccess::new(raw))
 }
 
@@ -191,7 +197,7 @@ impl Storage for Qcow2Disk {
         let image = self.shared();
         match image.get_mapping(offset, len) {
             Ok((imago::Mapping::Raw { storage, offset, .. }, known)) if known == len => {
-                let Place { file, offset, direct } = storage.place(offset, slices);
+                let Place { file, offset, direct } = storage.place(offset, slices)?;
                 // SAFETY: the files of an image stay open as long as the image.
                 let file = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
                 Some(Place { file, offset, direct })

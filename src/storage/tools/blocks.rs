@@ -8,13 +8,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use vm_memory::{Bytes, VolatileSlice};
-
 use super::new_file::NewFile;
 use super::{CHUNK, Progress, read};
 use crate::storage::disk::open_file;
 use crate::storage::qcow2::read_up_to;
-use crate::storage::{Direction, Disk, Error, Flush, Place, Storage, check_range, vectors};
+use crate::storage::{Disk, Error, Storage};
 
 /// How large a block is.
 pub const BLOCK_SIZE: u64 = 64 << 10;
@@ -78,9 +76,14 @@ impl BlockHashes {
     /// The hashes that are kept beside the image if they are those of its present state, else new ones.
     pub fn current(disk: &Disk, progress: Progress<'_>) -> Result<Self, Error> {
         match Self::load(disk.path())? {
-            Some(kept) if kept.size == disk.size() && kept.state == state(disk) => Ok(kept),
+            Some(kept) if kept.are_current(disk) => Ok(kept),
             _ => Self::compute(disk, progress),
         }
+    }
+
+    /// Whether they were made of the disk as it is, by what can be seen without reading it.
+    pub fn are_current(&self, disk: &Disk) -> bool {
+        self.size == disk.size() && self.state == state(disk)
     }
 
     /// The same hashes for another disk that has the same content.
@@ -191,7 +194,7 @@ impl BlockHashes {
     }
 }
 
-pub(super) fn hash(bytes: &[u8]) -> Hash {
+pub(in crate::storage) fn hash(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
@@ -219,88 +222,5 @@ fn wait_for_the_clock(disk: &Disk) {
     });
     if recent {
         std::thread::sleep(STEP);
-    }
-}
-
-/// A disk whose every read is compared with the hashes that are kept beside its image.
-#[derive(Debug)]
-pub struct Verified {
-    disk: Disk,
-    hashes: BlockHashes,
-}
-
-impl Verified {
-    /// Takes a disk that is open for reading only.
-    pub fn new(disk: Disk) -> Result<Self, Error> {
-        let path = disk.path();
-        if !disk.read_only() {
-            return Err(Error::refused(path, "what can be written cannot be verified", "open it read-only"));
-        }
-        match BlockHashes::load(path)? {
-            Some(hashes) if hashes.size == disk.size() => Ok(Self { hashes, disk }),
-            _ => Err(Error::refused(path, "there are no hashes of it", "make them with `lodger disk hash`")),
-        }
-    }
-}
-
-impl Storage for Verified {
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-
-    fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        check_range(offset, vectors::total(to).unwrap_or(u64::MAX), self.size())?;
-        let mut block = vec![0; BLOCK_SIZE as usize];
-        let mut loaded = None;
-        let mut at = offset;
-        for slice in to {
-            let mut done = 0;
-            while done < slice.len() {
-                let index = at / BLOCK_SIZE;
-                let start = index * BLOCK_SIZE;
-                let len = BLOCK_SIZE.min(self.size() - start) as usize;
-                if loaded != Some(index) {
-                    self.disk.read(start, &[VolatileSlice::from(&mut block[..len])])?;
-                    if self.hashes.block(index as usize) != Some(&hash(&block[..len])) {
-                        return Err(io::Error::new(
-                            io::ErrorKind::InvalidData,
-                            format!("the block at {start:#x} is not what was hashed"),
-                        ));
-                    }
-                    loaded = Some(index);
-                }
-                let within = (at - start) as usize;
-                let count = (slice.len() - done).min(len - within);
-                slice.write_slice(&block[within..within + count], done).map_err(io::Error::other)?;
-                done += count;
-                at += count as u64;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        self.disk.write(offset, from)
-    }
-
-    fn begin_flush(&self) -> io::Result<Flush<'_>> {
-        self.disk.begin_flush()
-    }
-
-    /// Only what goes through here is looked at.
-    fn place(&self, _: Direction, _: u64, _: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
-        None
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.disk.discard(offset, len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.disk.write_zeroes(offset, len, unmap)
-    }
-
-    fn read_only(&self) -> bool {
-        true
     }
 }

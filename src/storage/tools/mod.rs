@@ -19,7 +19,8 @@ use vm_memory::VolatileSlice;
 
 use super::{Disk, Error, Storage};
 
-pub use blocks::{BLOCK_SIZE, BlockHashes, Difference, Verified};
+pub(in crate::storage) use blocks::hash;
+pub use blocks::{BLOCK_SIZE, BlockHashes, Difference};
 pub use commit::{Commit, commit};
 pub use convert::convert;
 pub use create::{create, create_overlay};

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::storage::testing::{Numbers, TempDir};
-use crate::storage::{DiskOptions, Format};
+use crate::storage::{DiskOptions, Format, Verified};
 
 fn open(path: &Path) -> Disk {
     Disk::open(path, &DiskOptions::default()).unwrap()
