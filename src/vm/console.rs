@@ -23,10 +23,15 @@ pub struct ConsoleSpec {
     pub place: console::Spec,
 }
 
-impl FromStr for ConsoleSpec {
-    type Err = SpecError;
+/// Why this describes no console.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}; or virtio, or virtio and one of these, as in virtio,pty")]
+pub struct ConsoleSpecError(#[from] SpecError);
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
+impl FromStr for ConsoleSpec {
+    type Err = ConsoleSpecError;
+
+    fn from_str(text: &str) -> Result<Self, ConsoleSpecError> {
         if text == VIRTIO {
             return Ok(Self { virtio: true, ..Self::default() });
         }

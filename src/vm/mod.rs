@@ -28,7 +28,7 @@ use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
-pub use console::{ConsoleSpec, PortSpec, PortSpecError};
+pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
 pub use directory::{DirectoryError, Name, NameError};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};

@@ -74,8 +74,24 @@ fn text_that_is_no_place_is_wrong_usage() {
 
 #[test]
 fn text_that_is_no_console_is_wrong_usage() {
-    for text in ["", "tty", "file=", "file", "pty=1"] {
+    for text in ["", "tty", "file=", "file", "pty=1", "virtio,", "virtio,tty", "virtio=pty"] {
         misunderstood(&[&format!("--console={text}")], "--console");
+    }
+    misunderstood(&["--console", "hvc0"], "virtio,pty");
+}
+
+#[test]
+fn text_that_is_no_port_is_wrong_usage() {
+    for (text, word) in [
+        ("", "no name of a port"),
+        ("a/b,pty", "no name of a port"),
+        ("agent", "there are socket=PATH, pty and file=PATH"),
+        ("agent,tcp=80", "\"tcp=80\" is no place"),
+        ("agent,pty=1", "\"pty=1\" is no place"),
+        ("agent,socket=", "needs its path"),
+        ("agent,file", "needs its path"),
+    ] {
+        misunderstood(&[&format!("--port={text}")], word);
     }
 }
 

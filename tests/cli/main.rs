@@ -14,6 +14,7 @@ mod input;
 mod limits;
 mod many;
 mod output;
+mod ports;
 mod printing;
 mod processors;
 mod profile;

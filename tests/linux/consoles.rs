@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -192,23 +192,62 @@ fn ports_lead_to_terminals_and_files_and_none_holds_up_another() {
 }
 
 #[test]
-fn ports_that_cannot_be_had_are_refused_before_the_guest_runs() {
+fn clients_that_come_and_go_or_read_nothing_make_nothing_grow() {
     let scratch = Scratch::new();
-    let path = scratch.at("used");
-    let port = format!("agent,socket={path}");
-    let mut command = program();
-    let mut first = Running::start(command.args(["run", "--port", &port]).stdin(Stdio::piped()));
-    let _input = first.stdin();
-    wait_until("the socket is there", || Path::new(&path).exists());
-    let refused = |port: &str, words: &[&str]| lodger(["run", "--port", port], "").refused(words);
-    refused(&port, &["the port agent", "another process listens at", "used"]);
-    refused(&format!("agent,socket={}", scratch.file("file", b"")), &["is no socket", "remove it"]);
-    refused(&format!("agent,file={}", scratch.path().display()), &["the port agent", "a directory"]);
-    lodger(["run", "--port", "a,pty", "--port", "a,pty"], "").refused(&["two ports are called a"]);
-    // Killed, it leaves its socket behind, and the next one takes it.
-    first.signal(libc::SIGKILL);
-    first.wait();
-    assert!(Path::new(&path).exists());
-    lodger(["run", "--port", &port], "exit 9\n").with(9).silent();
-    assert!(!Path::new(&path).exists());
+    let (flood, talk) = (scratch.at("flood"), scratch.at("talk"));
+    let running = start(
+        tiny(),
+        &[&format!("flood,socket={flood}"), &format!("talk,socket={talk}")],
+        // The second port answers for as long as the guest is well.
+        "exec 4<>/dev/vport0p1; cat /dev/zero >&4 & \
+         while true; do cat <&4 >/dev/null; usleep 50000; done & \
+         exec 3<>/dev/vport0p2; until read x <&3; do usleep 10000; done; \
+         while [ $x != end ]; do echo got $x >&3; read x <&3; done",
+    );
+    let mut talk = BufReader::new(connect(&talk));
+    let mut ask = |word: &str| {
+        writeln!(talk.get_mut(), "{word}").unwrap();
+        assert_eq!(line(&mut talk), format!("got {word}"));
+    };
+    ask("first");
+    let mut sizes = Vec::new();
+    for round in 0..3 {
+        for number in 0..12 {
+            let mut client = connect(&flood);
+            client.set_nonblocking(true).unwrap();
+            // Some take nothing, some take a little, some send what nobody has room for.
+            let _: io::Result<usize> = match number % 3 {
+                0 => Ok(0),
+                1 => client.read(&mut [0; 10_000]),
+                _ => client.write(&[0; 100_000]),
+            };
+        }
+        ask(&format!("round{round}"));
+        sizes.push((heap(&running), entries(&running, "fd"), entries(&running, "task")));
+    }
+    writeln!(talk.get_mut(), "end").unwrap();
+    running.finish().with(0);
+    let ((first, ..), (last, files, threads)) = (sizes[0], sizes[2]);
+    assert!(last < first + 1024, "KiB: {sizes:?}");
+    // A client or two may not have been noticed to be gone.
+    assert!(files <= sizes[0].1 + 2 && threads == sizes[0].2, "{sizes:?}");
+}
+
+/// How many KiB a process has on its heap and stacks. Mappings as large as the guest's memory are left out.
+fn heap(running: &Running) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", running.id())).unwrap();
+    let mut sizes = maps.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(':')?;
+        let number = rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+        matches!(name, "Size" | "Anonymous").then_some(number)
+    });
+    let mut sum = 0;
+    while let (Some(size), Some(anonymous)) = (sizes.next(), sizes.next()) {
+        sum += if size < 32 << 10 { anonymous } else { 0 };
+    }
+    sum
+}
+
+fn entries(running: &Running, of: &str) -> usize {
+    fs::read_dir(format!("/proc/{}/{of}", running.id())).unwrap().count()
 }

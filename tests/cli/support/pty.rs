@@ -88,6 +88,7 @@ impl Screen {
     }
 
     /// Gives it another size; who is in its foreground gets SIGWINCH.
+    #[allow(dead_code, reason = "only the tests with Linux have a guest that asks")]
     pub fn resize(&self, columns: u16, rows: u16) {
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: reads the structure during the call.
