@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
 
-use crate::support::{Scratch, guest, lodger};
+use crate::support::{Scratch, guest, lodger, wait_until};
 
 const SECTOR: usize = 512;
 const SIZE: usize = 4 << 20;
@@ -175,6 +178,45 @@ fn an_ephemeral_disk_can_be_one_that_is_only_read() {
 fn a_balloon_passes() {
     passes(&["--balloon=16M"], "virtio test", &[]);
     passes(&["--balloon=0,no-reporting"], "virtio test", NO_REPORTING);
+}
+
+/// Connects to a socket as soon as there is one, and gives back whatever comes.
+fn echo(path: String) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut connected = None;
+        wait_until("there is a socket", || {
+            connected = UnixStream::connect(&path).ok();
+            connected.is_some()
+        });
+        let (mut stream, mut buffer) = (connected.unwrap(), [0; 700]);
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            stream.write_all(&buffer[..count]).unwrap();
+        }
+    })
+}
+
+#[test]
+fn ports_pass_and_carry_what_the_guest_says() {
+    let scratch = Scratch::new();
+    let (log, socket) = (scratch.at("log.txt"), scratch.at("echo"));
+    let peer = echo(socket.clone());
+    let arguments = ["--port", &format!("log,file={log}"), "--port", &format!("echo,socket={socket}")];
+    passes(&arguments, "virtio test", &[]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "lodger: port 1\n");
+    peer.join().unwrap();
+}
+
+/// Its output and that of the serial port are shown together.
+#[test]
+fn a_console_passes_and_shows_what_the_guest_says() {
+    let scratch = Scratch::new();
+    let shown = scratch.at("console.txt");
+    let arguments = ["--console".to_owned(), format!("virtio,file={shown}")];
+    lodger(arguments.into_iter().chain(guest("virtio test; exit")), "").with(0);
+    let shown = fs::read_to_string(&shown).unwrap();
+    for line in ["lodger: one port\n", "lodger: port 0\n"] {
+        assert!(shown.contains(line), "{line:?} is not in {shown}");
+    }
 }
 
 /// So much that the rings' indices begin anew, too.
