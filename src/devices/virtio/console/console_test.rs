@@ -178,9 +178,20 @@ fn a_driver_that_knows_only_one_port_has_the_console() {
     driver.agree(VERSION_1 | 1);
     driver.set_up_all();
     driver.write(0x70, 15);
-    assert_eq!((driver.read(0x100), driver.read(0x60)), (25 << 16 | 80, 0));
+    // The size has changed, it hears; until it has read it, input waits.
+    assert_eq!(driver.read(0x60), 2);
+    driver.write(0x64, 2);
+    port(&console, 0).offer_input(b"early");
+    driver.chain(INPUT[0], &[(DATA, 100, true)]);
+    driver.ring(INPUT[0]);
+    send(&mut driver, 0, b"first");
+    assert_eq!((output(port(&console, 0)), driver.used(INPUT[0])), (b"first".to_vec(), 0));
+    assert_eq!(driver.read(0x100), 25 << 16 | 80);
+    driver.until("it comes", || driver.used(INPUT[0]) == 1);
+    assert_eq!(driver.get::<5>(DATA), *b"early");
+    driver.write(0x64, 3);
     console.set_size(Size { columns: 132, rows: 50 });
-    assert_eq!((driver.read(0x100), driver.read(0x60)), (50 << 16 | 132, 2));
+    assert_eq!((driver.read(0x100), driver.read(0x60) & 2), (50 << 16 | 132, 2));
     for queue in [OUTPUT[1], OUTPUT[2]] {
         driver.put(DATA, b"x");
         driver.chain(queue, &[(DATA, 1, false)]);
@@ -194,6 +205,46 @@ fn a_driver_that_knows_only_one_port_has_the_console() {
     assert_eq!(output(port(&console, 0)), b"out");
     assert_eq!([1, 2].map(|number| driver.used(OUTPUT[number])), [0, 0]);
     assert_eq!((driver.used(MESSAGES_OUT), driver.needs_reset()), (0, false));
+}
+
+#[test]
+fn a_console_by_itself_is_of_the_simple_kind_also_after_a_move() {
+    let alone = || Arc::new(Console::new(Some(Arc::new(Port::new("", Peers::One).unwrap())), vec![]));
+    for features in [1, 0] {
+        let old = alone();
+        let mut driver = Driver::unready(Arc::clone(&old) as _);
+        assert_eq!((driver.offered() & 0xff, old.queue_sizes().len()), (0b101, 2));
+        driver.agree(VERSION_1 | features);
+        driver.set_up_all();
+        driver.write(0x70, 15);
+        port(&old, 0).offer_input(b"early");
+        driver.transport.pause();
+        let new = alone();
+        new.restore(&decode(&encode(&old.save())).unwrap()).unwrap();
+        assert_eq!(new.save(), old.save());
+        let mut driver = driver.move_to(Arc::clone(&new) as _);
+        // One that knows no sizes is not waited for.
+        assert_eq!(driver.read(0x60), 2 * features as u32);
+        if features == 1 {
+            driver.chain(INPUT[0], &[(DATA, 100, true)]);
+            driver.ring(INPUT[0]);
+            send(&mut driver, 0, b"first");
+            assert_eq!((output(port(&new, 0)), driver.used(INPUT[0])), (b"first".to_vec(), 0));
+            driver.read(0x102);
+            driver.until("it comes", || driver.used(INPUT[0]) == 1);
+        } else {
+            assert_eq!(receive(&mut driver, 0, 100), b"early");
+        }
+        // Who has heard is not asked again where it is moved to, and the next driver is.
+        driver.transport.pause();
+        let last = alone();
+        last.restore(&decode(&encode(&new.save())).unwrap()).unwrap();
+        let mut driver = driver.move_to(Arc::clone(&last) as _);
+        port(&last, 0).offer_input(b"late");
+        assert_eq!(receive(&mut driver, 0, 100), b"late");
+        last.reset();
+        assert_eq!(last.save().listens, Listens::Nobody);
+    }
 }
 
 #[test]
@@ -427,8 +478,8 @@ fn a_console_goes_on_where_it_was_saved() {
     let encoded = encode(&saved);
     let new = console();
     new.restore(&decode(&encoded).unwrap()).unwrap();
-    let SavedConsole { ports, size } = new.save();
-    assert_eq!((size, &ports[..2]), (saved.size, &saved.ports[..2]));
+    let SavedConsole { ports, size, listens } = new.save();
+    assert_eq!((size, listens, &ports[..2]), (saved.size, saved.listens, &saved.ports[..2]));
     let mut driver = driver.move_to(Arc::clone(&new) as _);
     assert!(take_until(port(&new, 1), bytes.len(), 5000) == bytes);
     assert_eq!(receive(&mut driver, 1, 100), b"for the log");

@@ -4,8 +4,11 @@
 //! it goes: the host's end of a [`Port`] takes output and offers input when it likes. So no end that does not read
 //! holds up another port, a pause or a stop; its port's buffers stay with the driver until there is room.
 //!
-//! Several ports are offered even where there is only a console. A driver that knows them says when it has opened one;
-//! of the simple kind Linux throws input away that comes before that, and does not ask for the terminal's size.
+//! A console by itself is of the simple kind, without messages about ports: Linux sets it up while it looks for devices,
+//! whereas messages are read at leisure, and a kernel that boots quickly has come to its first process by then, which
+//! gets no terminal. Of the simple kind, Linux throws away input that comes before it has set up all, and does not ask
+//! for the terminal's size. Therefore a driver that knows sizes is told at its start that the size has changed, which
+//! Linux hears when it has set up all; input waits until it has read the size.
 
 mod control;
 mod port;
@@ -51,7 +54,18 @@ pub struct Console {
     /// What the driver accepted; none while there is no driver.
     features: AtomicU64,
     size: Mutex<Size>,
+    listens: Mutex<Listens>,
     link: OnceLock<Link>,
+}
+
+/// Whether the driver of a console of the simple kind can take input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Listens {
+    /// There is none.
+    Nobody,
+    /// It was told that the size has changed, and has not read it.
+    NotYet,
+    Yes,
 }
 
 /// The size of the terminal that shows the console, in characters; zeroes if nobody knows.
@@ -68,7 +82,13 @@ impl Console {
     pub fn new(console: Option<Arc<Port>>, mut ports: Vec<Arc<Port>>) -> Self {
         ports.truncate(MOST_PORTS);
         let ports = std::iter::once(console).chain(ports.into_iter().map(Some)).collect();
-        Self { ports, features: AtomicU64::new(0), size: Mutex::default(), link: OnceLock::new() }
+        Self {
+            ports,
+            features: AtomicU64::new(0),
+            size: Mutex::default(),
+            listens: Mutex::new(Listens::Nobody),
+            link: OnceLock::new(),
+        }
     }
 
     /// The port that is the console.
@@ -96,14 +116,14 @@ impl Console {
     /// Its state. The device has to rest.
     pub fn save(&self) -> SavedConsole {
         // The features come back with the transport's state.
-        let Self { ports, features: _, size, link: _ } = self;
+        let Self { ports, features: _, size, listens, link: _ } = self;
         let ports = ports.iter().map(|port| port.as_ref().map(|port| port.save())).collect();
-        SavedConsole { ports, size: *lock(size) }
+        SavedConsole { ports, size: *lock(size), listens: *lock(listens) }
     }
 
     /// Puts back what [`save`](Self::save) gave, into a device with the same ports that has not been used.
     pub fn restore(&self, saved: &SavedConsole) -> Result<(), devices::Error> {
-        let SavedConsole { ports, size } = saved;
+        let SavedConsole { ports, size, listens } = saved;
         let fits = |(port, saved): (&Option<Arc<Port>>, &Option<SavedPort>)| match (port, saved) {
             (Some(port), Some(saved)) => port.could_be(saved),
             (None, None) => true,
@@ -119,7 +139,13 @@ impl Console {
             port.restore(saved);
         }
         *lock(&self.size) = *size;
+        *lock(&self.listens) = *listens;
         Ok(())
+    }
+
+    /// Whether there is more than the console, so that there has to be talk about it.
+    fn has_several(&self) -> bool {
+        self.ports.len() > 1
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -159,21 +185,37 @@ impl Console {
     }
 }
 
+impl Listens {
+    /// The driver reads the size; gives how it was before.
+    fn hear(&mut self) -> Self {
+        let before = *self;
+        if before == Self::NotYet {
+            *self = Self::Yes;
+        }
+        before
+    }
+}
+
 impl Device for Console {
     fn kind(&self) -> Kind {
         Kind { id: 3, name: "virtio-console" }
     }
 
     fn features(&self) -> u64 {
-        feature::SIZE | feature::MULTIPORT | feature::EMERGENCY_WRITE
+        let several = if self.has_several() { feature::MULTIPORT } else { 0 };
+        feature::SIZE | feature::EMERGENCY_WRITE | several
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES[..2 * self.ports.len() + 2]
+        &QUEUE_SIZES[..2 * self.ports.len() + if self.has_several() { 2 } else { 0 }]
     }
 
     /// Columns, rows, how many ports there can be.
     fn config(&self) -> Vec<u8> {
+        let before = lock(&self.listens).hear();
+        if let (Listens::NotYet, Some(link)) = (before, self.link.get()) {
+            link.wake(0);
+        }
         let Size { columns, rows } = *lock(&self.size);
         let ports = self.ports.len() as u32;
         [&columns.to_le_bytes()[..], &rows.to_le_bytes(), &ports.to_le_bytes(), &[0; 4]].concat()
@@ -198,11 +240,23 @@ impl Device for Console {
 
     fn reset(&self) {
         self.features.store(0, Ordering::SeqCst);
+        *lock(&self.listens) = Listens::Nobody;
         self.ports().for_each(|port| port.reset());
     }
 
     fn start(&self, features: u64) {
         self.features.store(features, Ordering::SeqCst);
+        let mut listens = lock(&self.listens);
+        if *listens != Listens::Nobody {
+            // It is the one that was there when the state was saved.
+            return;
+        }
+        let is_told = features & (feature::SIZE | feature::MULTIPORT) == feature::SIZE;
+        *listens = if is_told { Listens::NotYet } else { Listens::Yes };
+        drop(listens);
+        if let Some(link) = self.link.get().filter(|_| is_told) {
+            link.configuration_changed();
+        }
     }
 
     fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
@@ -218,6 +272,7 @@ impl Device for Console {
         };
         let more = match (port, is_out) {
             (Some(port), true) => port.take_from(queue),
+            (Some(_), false) if *lock(&self.listens) == Listens::NotYet => Ok(false),
             (Some(port), false) => port.give_to(queue, several),
             (None, true) => port::swallow(queue),
             (None, false) => Ok(false),

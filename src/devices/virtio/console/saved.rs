@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Size;
 use super::port::Host;
+use super::{Listens, Size};
 use crate::saved::Saved;
 
 /// The state of the device, with what was on its way.
@@ -11,6 +11,7 @@ use crate::saved::Saved;
 pub struct SavedConsole {
     pub(super) ports: Vec<Option<SavedPort>>,
     pub(super) size: Size,
+    pub(super) listens: Listens,
 }
 
 /// The state of one port.
