@@ -43,7 +43,7 @@ pub struct Config {
     pub balloon: Option<BalloonSpec>,
     /// Whether it has a virtio console, which prints where the serial port does.
     pub virtio_console: bool,
-    /// Further ports of the virtio console.
+    /// Ports between guest and host.
     pub ports: Vec<PortSpec>,
     /// Whether what the host's KVM cannot do is done in its place.
     pub completion: Completion,

@@ -53,7 +53,7 @@ impl fmt::Display for ConsoleSpec {
     }
 }
 
-/// A port of the virtio console besides the console itself.
+/// A port between guest and host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortSpec {
     /// What the guest finds it by.
@@ -146,16 +146,27 @@ impl GuestEnd for Port {
     }
 }
 
-/// The virtio console that `config` asks for, if it does, and the lines from its further ports to the world.
-pub(super) fn open(config: &Config) -> Result<(Option<Arc<Console>>, Vec<Line>), Error> {
-    if !config.virtio_console && config.ports.is_empty() {
-        return Ok((None, Vec::new()));
+/// What `config` asks for: a device each, because a console by itself is there earlier in a guest's boot.
+#[derive(Default)]
+pub(super) struct Opened {
+    pub console: Option<Arc<Console>>,
+    /// One that has the further ports and no console.
+    pub ports: Option<Arc<Console>>,
+    /// From the further ports to the world.
+    pub lines: Vec<Line>,
+}
+
+/// Opens what `config` asks for.
+pub(super) fn open(config: &Config) -> Result<Opened, Error> {
+    let mut opened = Opened::default();
+    if config.virtio_console {
+        let port = Port::new("", Peers::One).map_err(Error::Event)?;
+        opened.console = Some(Arc::new(Console::new(Some(Arc::new(port)), Vec::new())));
     }
     if config.ports.len() > MOST_PORTS {
         return Err(Error::TooManyPorts { asked: config.ports.len() });
     }
     let mut ports: Vec<Arc<Port>> = Vec::new();
-    let mut lines = Vec::new();
     for PortSpec { name, place } in &config.ports {
         if ports.iter().any(|port| port.name() == name) {
             return Err(Error::PortTwice(name.clone()));
@@ -163,12 +174,13 @@ pub(super) fn open(config: &Config) -> Result<(Option<Arc<Console>>, Vec<Line>),
         let peers = if place.is_fixed() { Peers::One } else { Peers::Many };
         let port = Arc::new(Port::new(name, peers).map_err(Error::Event)?);
         let line = Line::open(name, place, Arc::clone(&port) as _);
-        lines.push(line.map_err(|source| Error::Port { name: name.clone(), source })?);
+        opened.lines.push(line.map_err(|source| Error::Port { name: name.clone(), source })?);
         ports.push(port);
     }
-    let console = config.virtio_console.then(|| Port::new("", Peers::One)).transpose();
-    let console = console.map_err(Error::Event)?.map(Arc::new);
-    Ok((Some(Arc::new(Console::new(console, ports))), lines))
+    if !ports.is_empty() {
+        opened.ports = Some(Arc::new(Console::new(None, ports)));
+    }
+    Ok(opened)
 }
 
 /// The line from the console itself to where the serial port prints as well.
@@ -233,9 +245,14 @@ mod tests {
         let ports = (0..31).map(|number| pty(&number.to_string())).collect();
         let said = open(&Config { ports, ..Config::default() }).err().unwrap().to_string();
         assert!(said.contains("31 ports are too many"), "{said}");
-        let (console, lines) = open(&Config { ports: vec![pty("a")], ..Config::default() }).unwrap();
-        assert!(console.unwrap().console().is_none() && lines.len() == 1);
-        let (console, lines) = open(&Config { virtio_console: true, ..Config::default() }).unwrap();
-        assert!(console.unwrap().console().is_some() && lines.is_empty());
+        let Opened { console, ports, lines } =
+            open(&Config { ports: vec![pty("a")], ..Config::default() }).unwrap();
+        assert!(console.is_none() && ports.unwrap().console().is_none() && lines.len() == 1);
+        let both = Config { virtio_console: true, ports: vec![pty("a")], ..Config::default() };
+        let Opened { console, ports, lines } = open(&both).unwrap();
+        assert_eq!(
+            (console.unwrap().ports().count(), ports.unwrap().ports().count(), lines.len()),
+            (1, 1, 1)
+        );
     }
 }

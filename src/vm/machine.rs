@@ -50,7 +50,7 @@ pub struct Machine<V: Vm> {
     disks: Vec<Arc<Blk>>,
     balloon: Option<Arc<Balloon>>,
     virtio_console: Option<Arc<Console>>,
-    /// Where the ports of the virtio console lead, the console itself last.
+    /// Where the ports lead, and the virtio console last.
     lines: Vec<PortLine>,
     console: Arc<dyn ByteSink>,
     end: Arc<End>,
@@ -347,12 +347,12 @@ impl<V: Vm> Machine<V> {
         self.balloon.as_ref()
     }
 
-    /// Its virtio console with all ports, if it has one.
+    /// Its virtio console, if it has one.
     pub fn virtio_console(&self) -> Option<&Arc<Console>> {
         self.virtio_console.as_ref()
     }
 
-    /// Where the ports of its virtio console lead, the console itself last.
+    /// Where its ports lead, and its virtio console last.
     pub fn lines(&self) -> &[PortLine] {
         &self.lines
     }

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{env, io};
 
+use super::console::{self, Opened};
 use super::directory::Files;
-use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec, console};
+use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
 use crate::console::Line;
@@ -40,7 +41,7 @@ pub(super) struct Plan {
     pub disks: Vec<Arc<Blk>>,
     pub balloon: Option<Arc<Balloon>>,
     pub console: Option<Arc<Console>>,
-    /// Where the console's ports lead.
+    /// Where further ports lead.
     pub lines: Vec<Line>,
     /// Where they have files that go away with the machine.
     pub files: Files,
@@ -57,8 +58,8 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     }
     let balloon = config.balloon.map(|spec| balloon(spec, &config.memory)).transpose()?;
     devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
-    let (console, lines) = console::open(config)?;
-    devices.extend(console.iter().map(|console| Arc::clone(console) as _));
+    let Opened { console, ports, lines } = console::open(config)?;
+    devices.extend(console.iter().chain(&ports).map(|device| Arc::clone(device) as _));
     if devices.len() > INTERRUPTS.len() {
         return Err(Error::TooManyDevices { asked: devices.len(), most: INTERRUPTS.len() });
     }
