@@ -206,7 +206,7 @@ fn ports_pass_and_carry_what_the_guest_says() {
     peer.join().unwrap();
 }
 
-/// Its output and that of the serial port are shown together.
+/// A console by itself is of the simple kind. Its output and that of the serial port are shown together.
 #[test]
 fn a_console_passes_and_shows_what_the_guest_says() {
     let scratch = Scratch::new();
@@ -214,9 +214,7 @@ fn a_console_passes_and_shows_what_the_guest_says() {
     let arguments = ["--console".to_owned(), format!("virtio,file={shown}")];
     lodger(arguments.into_iter().chain(guest("virtio test; exit")), "").with(0);
     let shown = fs::read_to_string(&shown).unwrap();
-    for line in ["lodger: one port\n", "lodger: port 0\n"] {
-        assert!(shown.contains(line), "{line:?} is not in {shown}");
-    }
+    assert!(shown.contains("lodger: one port\n"), "{shown}");
 }
 
 /// So much that the rings' indices begin anew, too.

@@ -10,7 +10,10 @@ pub const KNOWN: Known = Known {
     kind: Kind::CONSOLE,
     name: "console",
     features: &[(0, "SIZE"), (1, "MULTIPORT"), (2, "EMERG_WRITE")],
-    queues: |subject| 2 * most_ports(subject) + 2,
+    queues: |subject| match subject.offered & feature::SEVERAL_PORTS {
+        0 => 2,
+        _ => 2 * most_ports(subject) + 2,
+    },
     sample,
     checks: CHECKS,
 };
