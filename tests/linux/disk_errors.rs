@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const WRITE_ALL: &str = "dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync || echo full; \
      head -c 512 /dev/vda >/dev/null && echo readable; \
      echo FULL | dd of=/dev/vda bs=512 seek=8 count=1 conv=fsync; \
-     until dd if=/dev/vda bs=512 skip=16 count=1 iflag=direct | grep -q ROOM; do sleep 1; done; \
+     until dd if=/dev/vda bs=512 skip=16 count=1 iflag=direct | grep -q ROOM; do sleep 0.1; done; \
      dd if=/dev/zero of=/dev/vda bs=64k seek=1 count=63 conv=fsync && echo written";
 
 #[test]
@@ -49,7 +49,7 @@ fn a_disk_on_a_full_file_system_gives_its_guest_errors_until_there_is_room() {
 fn a_file_that_may_not_grow_ends_neither_the_guest_nor_its_image() {
     let scratch = Scratch::new();
     let (template, overlay) = (scratch.at("template"), scratch.at("overlay.qcow2"));
-    File::create(&template).unwrap().set_len(8 * MIB).unwrap();
+    File::create(&template).unwrap().set_len(4 * MIB).unwrap();
     let disk = format!("{template},overlay={overlay}");
     let limited = |command: &mut Command| {
         let limit = || {
@@ -63,7 +63,7 @@ fn a_file_that_may_not_grow_ends_neither_the_guest_nor_its_image() {
         // SAFETY: the closure calls nothing but `setrlimit`, which may be called between fork and exec.
         unsafe { command.pre_exec(limit) };
     };
-    let script = "dd if=/dev/zero of=/dev/vda bs=64k count=128 conv=fsync || echo refused; \
+    let script = "dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync || echo refused; \
                   dd if=/dev/vda of=/dev/null bs=64k && echo readable";
     let linux = Linux::new(tiny()).options(&["--disk", &disk]);
     let finished = linux.changed(limited).run_script(script).with(0);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-use crate::support::{Files, Finished, Linux, Running, Scratch, has_line, lodger, program, smp, tiny};
+use crate::support::{Files, Finished, Linux, Running, Scratch, e2fs, has_line, lodger, program, smp, tiny};
 
 const MIB: u64 = 1 << 20;
 
@@ -26,7 +26,7 @@ fn a_file_system_on_a_disk_keeps_what_was_written_from_one_run_to_the_next() {
     run(
         tiny(),
         &["--disk", &path],
-        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=40 && \
+        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=12 && \
          md5sum /mnt/file >/mnt/sum && umount /mnt",
     );
     // Through several queues that share limits, with several processors, found by ACPI instead of the command line.
@@ -75,12 +75,10 @@ fn disks_come_in_the_order_in_which_they_were_given() {
 #[test]
 fn an_overlay_holds_what_a_guest_writes_and_its_template_stays_as_it_was() {
     let scratch = Scratch::new();
-    let template = disk(&scratch, "template", 64 * MIB);
-    run(
-        tiny(),
-        &["--disk", &template],
-        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && echo template >/mnt/who && umount /mnt",
-    );
+    let (template, contents) = (scratch.at("template"), scratch.at("contents"));
+    fs::create_dir(&contents).unwrap();
+    fs::write(format!("{contents}/who"), "template\n").unwrap();
+    e2fs::make(&template, 16 * MIB, Some(&contents));
     let before = fs::read(&template).unwrap();
     let overlay = scratch.at("overlay.qcow2");
     let kept = format!("{template},overlay={overlay}");
@@ -88,10 +86,6 @@ fn an_overlay_holds_what_a_guest_writes_and_its_template_stays_as_it_was() {
         "mkdir -p /mnt && mount /dev/vda /mnt && cat /mnt/who && echo changed >/mnt/who && umount /mnt";
     has_line(&run(tiny(), &["--disk", &kept], script), "template");
     has_line(&run(tiny(), &["--disk", &kept], script), "changed");
-    let forgotten = format!("{template},overlay");
-    for _ in 0..2 {
-        has_line(&run(tiny(), &["--disk", &forgotten], script), "template");
-    }
     assert!(fs::read(&template).unwrap() == before, "the template has changed");
     assert!(fs::metadata(&overlay).unwrap().len() < 2 * MIB);
     let other = disk(&scratch, "other", MIB);

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use crate::support::{LIMIT, Linux, Scratch, USER_SPACE, e2fs, lodger, tiny};
 
-/// How often power is lost; a few times if it is not set.
+/// How often power is lost; if it is not set, so often that every moment has its turn.
 const ROUNDS: &str = "LODGER_POWER_LOSS_ROUNDS";
-const FEW_ROUNDS: u32 = 6;
+const FEW_ROUNDS: u32 = 4;
 /// After so many rounds with one image comes a fresh one.
 const ROUNDS_TO_FRESH: u32 = 5;
 

@@ -30,9 +30,9 @@ fn the_end_of_the_input_ends_the_shell_and_the_guest() {
 
 #[test]
 fn a_scripts_status_is_the_process_s_own() {
-    let finished = Linux::new(tiny()).run_script("echo from a script; exit 37").with(37).silent();
+    let finished = Linux::new(tiny()).run_only_script("echo from a script; exit 37").with(37).silent();
     has_line(&finished, "from a script");
     has_line(&finished, "init: the script ended with status 37");
-    let finished = Linux::new(tiny()).run_script("true").with(0);
+    let finished = Linux::new(tiny()).run_only_script("true").with(0);
     has_line(&finished, "init: the script ended with status 0");
 }

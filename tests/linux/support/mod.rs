@@ -134,9 +134,17 @@ impl Linux {
         self.start_line(&line, Stdio::null())
     }
 
-    /// Boots it into the test guest's own first process, which runs `script`.
+    /// Boots it into the test guest's own first process, which runs `script`. If that succeeds, the guest resets itself:
+    /// without ACPI a guest that powers off only halts, and then another second goes by before anybody knows.
     #[track_caller]
     pub fn run_script(self, script: &str) -> Finished {
+        // Until the first process has heard of the wish the script has to last.
+        self.start_script(&format!("{{ {script}; }} && reboot && sleep 1000")).finish()
+    }
+
+    /// The same, and what happens when the script has ended is left to the first process.
+    #[track_caller]
+    pub fn run_only_script(self, script: &str) -> Finished {
         self.start_script(script).finish()
     }
 
