@@ -156,8 +156,10 @@ enum World {
     Socket(Socket),
     Pty(OwnedFd),
     File(Option<OwnedFd>),
-    Sink(Box<dyn Fn(&[u8]) + Send>),
+    Sink(Box<Pour>),
 }
+
+type Pour = dyn Fn(&[u8]) + Send;
 
 impl Line {
     /// Opens a line to `place`; `name` is for messages.

@@ -117,7 +117,7 @@ fn a_mebibyte_goes_through_a_socket_in_both_directions() {
             "cat /sys/class/virtio-ports/vport0p1/name; exec 3<>/dev/vport0p1; \
              head -c 1048576 <&3 >/tmp/all && md5sum /tmp/all && cat /tmp/all >&3",
         );
-        let bytes: Vec<u8> = (0..1_u64 << 20).map(|index| (index * 7919 >> 9) as u8).collect();
+        let bytes: Vec<u8> = (0..1_u64 << 20).map(|index| ((index * 7919) >> 9) as u8).collect();
         let mut peer = connect(&path);
         let (mut writer, sent) = (peer.try_clone().unwrap(), bytes.clone());
         let writing = thread::spawn(move || {
