@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use super::assumed::AssumedRaw;
 use super::format::{Content, recognise_file};
-use super::qcow2::{self, Access, Header, Qcow2Disk};
+use super::qcow2::{self, Access, Header, Held, Qcow2Disk};
 use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, Verified, lock};
 
 /// How many images may lie behind each other.
@@ -133,8 +133,9 @@ impl Disk {
                     check_name(path, &header)?;
                 }
                 let for_flushing = file.try_clone().map_err(Error::io("open", path))?;
-                let image = chain.qcow2(file, path, header, options.read_only)?;
-                Kind::Qcow2(Box::new(Qcow2Disk::new(image, for_flushing, options.read_only)))
+                let held = header.held();
+                let image = chain.qcow2(file, path, header, options.read_only, &held)?;
+                Kind::Qcow2(Box::new(Qcow2Disk::new(image, for_flushing, held, options.read_only)))
             }
         };
         Ok(Self { kind, layers: chain.layers })
@@ -284,7 +285,14 @@ impl Chain<'_> {
         Ok(())
     }
 
-    fn qcow2(&mut self, file: File, path: &Path, header: Header, read_only: bool) -> Result<Access, Error> {
+    fn qcow2(
+        &mut self,
+        file: File,
+        path: &Path,
+        header: Header,
+        read_only: bool,
+        held: &Held,
+    ) -> Result<Access, Error> {
         let raw = raw_file(file, path, read_only, self.options.direct)?;
         let backing = header.backing.clone();
         self.add(path, Format::Qcow2, &raw, Some(header))?;
@@ -292,7 +300,7 @@ impl Chain<'_> {
             None => None,
             Some(backing) => Some(self.backing(path, &backing)?),
         };
-        qcow2::qcow2_layer(raw, !read_only, backing).map_err(Error::io("open", path))
+        qcow2::qcow2_layer(raw, !read_only, backing, held).map_err(Error::io("open", path))
     }
 
     fn backing(&mut self, above: &Path, backing: &qcow2::Backing) -> Result<Access, Error> {
@@ -336,7 +344,7 @@ impl Chain<'_> {
             Format::Qcow2 => {
                 let header = Header::read(&file, &path)?;
                 header.check_usable(&path)?;
-                self.qcow2(file, &path, header, true)
+                self.qcow2(file, &path, header, true, &Held::nothing())
             }
         }
     }

@@ -16,6 +16,7 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use vm_memory::VolatileSlice;
 
+use super::held::Held;
 use crate::storage::raw::{self, RawFile};
 use crate::storage::{Place, Storage, Verified, vectors};
 
@@ -26,6 +27,8 @@ const MOST_VECTORS: usize = 1024;
 #[derive(Debug)]
 pub(in crate::storage) struct ImageFile {
     content: Content,
+    /// What goes into the file later than `imago` thinks.
+    held: Option<Held>,
     helper: CommonStorageHelper,
 }
 
@@ -38,11 +41,17 @@ enum Content {
 
 impl ImageFile {
     pub fn new(file: RawFile) -> Self {
-        Self { content: Content::File(file), helper: CommonStorageHelper::default() }
+        Self { content: Content::File(file), held: None, helper: CommonStorageHelper::default() }
+    }
+
+    /// A file of which some writes are held back.
+    pub fn holding(file: RawFile, held: Held) -> Self {
+        Self { held: Some(held), ..Self::new(file) }
     }
 
     pub fn verified(disk: Verified) -> Self {
-        Self { content: Content::Verified(Box::new(disk)), helper: CommonStorageHelper::default() }
+        let content = Content::Verified(Box::new(disk));
+        Self { content, held: None, helper: CommonStorageHelper::default() }
     }
 
     fn raw(&self) -> io::Result<&RawFile> {
@@ -155,6 +164,9 @@ impl imago::Storage for ImageFile {
 
     unsafe fn pure_writev(&self, mut from: IoVector<'_>, mut offset: u64) -> io::Result<()> {
         let file = self.raw()?;
+        if self.held.as_ref().is_some_and(|held| held.take(&from, offset)) {
+            return Ok(());
+        }
         while !from.is_empty() {
             // SAFETY: the description is used only while `from` is borrowed.
             let vectors = unsafe { from.as_iovec() };

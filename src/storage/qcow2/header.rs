@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::Held;
 use crate::storage::Error;
 
 const V2_LEN: usize = 72;
@@ -57,6 +58,13 @@ pub(in crate::storage) struct Header {
 }
 
 impl Header {
+    /// What is held back of the image's L1 table, which fills its last cluster as far as anything is written.
+    pub fn held(&self) -> Held {
+        let cluster = 1_u64 << self.cluster_bits;
+        let len = (u64::from(self.l1_entries) * 8).next_multiple_of(cluster);
+        Held::new(self.l1_offset..self.l1_offset.saturating_add(len))
+    }
+
     /// Reads the header and makes sure that the tables it promises can be.
     pub fn read(file: &File, path: &Path) -> Result<Self, Error> {
         let file_len = crate::storage::raw::size_of(file).map_err(Error::io("read", path))?;

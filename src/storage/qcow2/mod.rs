@@ -1,11 +1,12 @@
 //! qcow2 images: reading and writing through `imago`, with what it lacks added around it.
 //!
 //! `imago` keeps L2 tables and reference counts in memory and writes them in an order that leaves at worst unused
-//! clusters behind when the process dies. It trusts an image's header, which [`Header`] therefore judges first.
+//! clusters behind when the process dies; that this is true of L1 tables as well is seen to by [`Held`]. It trusts an image's header, which [`Header`] therefore judges first.
 
 mod check;
 mod file;
 mod header;
+mod held;
 mod refcounts;
 
 use std::io;
@@ -26,6 +27,7 @@ pub(super) use check::check;
 pub use check::{CheckReport, Repair};
 pub(super) use file::ImageFile;
 pub(super) use header::{Backing, Header, read_up_to};
+pub(super) use held::Held;
 
 /// An image with all that lies behind it.
 pub(super) type Access = FormatAccess<ImageFile>;
@@ -46,8 +48,13 @@ pub(super) fn verified_layer(disk: Verified) -> io::Result<Access> {
 }
 
 /// Opens a qcow2 image whose header was judged, on what lies behind it.
-pub(super) fn qcow2_layer(file: RawFile, writable: bool, backing: Option<Access>) -> io::Result<Access> {
-    let image = imago::qcow2::Qcow2::builder(ImageFile::new(file))
+pub(super) fn qcow2_layer(
+    file: RawFile,
+    writable: bool,
+    backing: Option<Access>,
+    held: &Held,
+) -> io::Result<Access> {
+    let image = imago::qcow2::Qcow2::builder(ImageFile::holding(file, held.clone()))
         .write(writable)
         .backing(backing)
         .data_file(None)
@@ -80,6 +87,7 @@ fn without_empty<'a, 'm>(
 /// A qcow2 image as a disk.
 #[derive(Debug)]
 pub(super) struct Qcow2Disk {
+    held: Held,
     /// Discards want nobody to rely on where a cluster is, so they have it for themselves.
     image: RwLock<Access>,
     /// The image's file once more: `imago` flushes its tables, this one the host's cache.
@@ -89,9 +97,14 @@ pub(super) struct Qcow2Disk {
 }
 
 impl Qcow2Disk {
-    pub fn new(image: Access, file: std::fs::File, read_only: bool) -> Self {
+    pub fn new(image: Access, file: std::fs::File, held: Held, read_only: bool) -> Self {
         let size = image.size();
-        Self { image: RwLock::new(image), file, size, read_only }
+        Self { held, image: RwLock::new(image), file, size, read_only }
+    }
+
+    /// Has all tables written that are in memory only.
+    fn flush_tables(&self) -> io::Result<()> {
+        self.held.flush(&self.file, || self.shared().flush())
     }
 
     fn shared(&self) -> std::sync::RwLockReadGuard<'_, Access> {
@@ -129,10 +142,11 @@ impl Qcow2Disk {
     /// Changes the size of the disk. With `hide`, what is new is marked as zeroes, so that nothing of a larger image
     /// behind this one shows; without that it takes no entries at all.
     pub fn resize(self, size: u64, hide: bool) -> io::Result<()> {
-        let mut image = self.image.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mode = if hide { PreallocateMode::Zero } else { PreallocateMode::None };
-        image.resize(size, mode)?;
-        image.flush()?;
+        self.flush_tables()?;
+        self.held.let_go();
+        self.exclusive().resize(size, mode)?;
+        self.flush_tables()?;
         self.file.sync_data()
     }
 
@@ -144,6 +158,16 @@ impl Qcow2Disk {
             self.write(at, &[VolatileSlice::from(&mut zeroes[..count])])?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        if !self.read_only
+            && let Err(error) = self.flush_tables()
+        {
+            log::error!("what was not flushed of a qcow2 image is lost: {error}");
+        }
     }
 }
 
@@ -184,7 +208,7 @@ impl Storage for Qcow2Disk {
         if self.read_only {
             return Ok(Flush::Done);
         }
-        self.shared().flush()?;
+        self.flush_tables()?;
         Ok(Flush::File(self.file.as_fd()))
     }
 

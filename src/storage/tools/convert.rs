@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::new_file::NewFile;
 use super::{CHUNK, Progress, create, is_zero, read, write};
-use crate::storage::qcow2::{self, Qcow2Disk};
+use crate::storage::qcow2::{self, Held, Qcow2Disk};
 use crate::storage::{Disk, Error, Format, RawFile, Storage};
 
 /// Copies what a guest sees on `source` to a new image of its own. What is zero takes no space there.
@@ -21,8 +21,10 @@ pub fn convert(
     match format {
         Format::Raw => copy(source, &file, path, 4096, progress)?,
         Format::Qcow2 => {
-            let image = qcow2::qcow2_layer(file, true, None).map_err(Error::io("create", path))?;
-            let target = Qcow2Disk::new(image, new.file()?, false);
+            // Nobody sees the file before it is whole.
+            let held = Held::nothing();
+            let image = qcow2::qcow2_layer(file, true, None, &held).map_err(Error::io("create", path))?;
+            let target = Qcow2Disk::new(image, new.file()?, held, false);
             copy(source, &target, path, 64 << 10, progress)?;
             target.flush().map_err(Error::io("write", path))?;
         }

@@ -1,0 +1,88 @@
+//! Entries of an image's first table that wait until what they lead to is in the file.
+//!
+//! `imago` enters a new table of the second level into the first one at once, while it keeps in memory that the new
+//! table's cluster is in use. If the process died then, the next would give that cluster to something else. So the
+//! entries are kept here, and go into the file when the reference counts have done so.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use imago::io_buffers::IoVector;
+
+/// What waits, by its place in the file: never more than the table.
+type Blocks = BTreeMap<u64, Vec<u8>>;
+
+/// The entries of one image.
+#[derive(Debug, Clone)]
+pub(in crate::storage) struct Held(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Where the table is; nowhere if nothing is held back.
+    table: Mutex<Range<u64>>,
+    waiting: Mutex<Blocks>,
+    /// One flush at a time: an older entry must not come after a newer one.
+    flushing: Mutex<()>,
+}
+
+impl Held {
+    pub fn new(table: Range<u64>) -> Self {
+        Self(Arc::new(Shared {
+            table: Mutex::new(table),
+            waiting: Mutex::default(),
+            flushing: Mutex::default(),
+        }))
+    }
+
+    /// For a file in which everything may be at once.
+    pub fn nothing() -> Self {
+        Self::new(0..0)
+    }
+
+    /// Keeps what is to be written at `offset`, if that belongs to the table.
+    pub fn take(&self, from: &IoVector<'_>, offset: u64) -> bool {
+        let Some(end) = offset.checked_add(from.len()) else { return false };
+        let table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if offset < table.start || table.end < end {
+            return false;
+        }
+        let mut bytes = vec![0; from.len() as usize];
+        from.copy_into_slice(&mut bytes);
+        // `imago` writes the table in blocks of one size, so none lies across another.
+        self.waiting().insert(offset, bytes);
+        true
+    }
+
+    /// Has `flush` write all that `imago` has in memory, and then the entries that waited for that.
+    pub fn flush(&self, file: &File, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let _alone = self.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        // What comes from now on waits for the next flush.
+        let ready = self.waiting().clone();
+        flush()?;
+        if !ready.is_empty() {
+            // The host may lose its power, too.
+            file.sync_data()?;
+        }
+        for (offset, bytes) in ready {
+            file.write_all_at(&bytes, offset)?;
+            let mut waiting = self.waiting();
+            if waiting.get(&offset) == Some(&bytes) {
+                waiting.remove(&offset);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds nothing back from now on: the table may move. Nothing must be waiting.
+    pub fn let_go(&self) {
+        *self.0.table.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Blocks> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
