@@ -61,10 +61,11 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Self {
         let layout = Layout::new(native::enabled_state());
+        let alone = native::alone();
         let guest = Guest::new(layout.enabled());
         // The product catches signals from its first instruction on; this one's handler has to be asked first.
         guest.warm_up();
-        let native = Native::new();
+        let native = Native::new(alone);
         let mut random = Random::new(seed);
         let contents = Contents::new(&mut random);
         let mut page = vec![0; PAGE as usize];

@@ -6,7 +6,7 @@
 
 use std::arch::global_asm;
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
@@ -125,20 +125,29 @@ pub fn enabled_state() -> u64 {
 }
 
 /// What handled the signals before: the test harness, or the product.
-static BEFORE: Mutex<Option<[libc::sigaction; 5]>> = Mutex::new(None);
-/// There is one exchange area.
+static BEFORE: OnceLock<[libc::sigaction; 5]> = OnceLock::new();
+
+/// There is one exchange area. And of several who begin to handle signals, the product among them, each has to learn
+/// who did so before.
 static IN_USE: Mutex<()> = Mutex::new(());
+
+/// Held by the one test that has the processor.
+pub type Alone = MutexGuard<'static, ()>;
+
+/// Waits for other tests that have the processor, or make the product begin to handle signals.
+pub fn alone() -> Alone {
+    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The processor, with its memory mapped.
 pub struct Native {
-    _only: MutexGuard<'static, ()>,
+    _only: Alone,
     alternate_stack: *mut c_void,
 }
 
 impl Native {
-    /// Maps code and data where the guest has them.
-    pub fn new() -> Self {
-        let only = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Maps code and data where the guest has them. The product handles signals already.
+    pub fn new(only: Alone) -> Self {
         let all = libc::PROT_READ | libc::PROT_WRITE;
         map(CODE, CODE_SIZE + PAGE, all | libc::PROT_EXEC);
         write_way_out();
@@ -256,20 +265,23 @@ fn use_alternate_stack() -> *mut c_void {
 }
 
 fn catch_signals() {
-    let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
-    if before.is_some() {
+    if BEFORE.get().is_some() {
         return;
     }
     // SAFETY: all zeroes are a valid action; the handler is one for three arguments, as the flag says.
     unsafe {
-        let mut old: [libc::sigaction; 5] = std::mem::zeroed();
-        for (signal, old) in SIGNALS.iter().zip(&mut old) {
+        let mut before: [libc::sigaction; 5] = std::mem::zeroed();
+        for (signal, before) in SIGNALS.iter().zip(&mut before) {
+            assert_eq!(libc::sigaction(*signal, ptr::null(), before), 0);
+        }
+        // From the next line on, signals of other threads come here, too.
+        BEFORE.get_or_init(|| before);
+        for signal in SIGNALS {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(*signal, &action, old), 0);
+            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
         }
-        *before = Some(old);
     }
 }
 
@@ -294,9 +306,8 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
 
 /// Leaves a signal of other code to whoever had it before.
 unsafe fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let before = BEFORE.try_lock().ok().and_then(|before| *before);
     let nth = SIGNALS.iter().position(|other| *other == signal);
-    let action = before.zip(nth).map(|(before, nth)| before[nth]);
+    let action = BEFORE.get().zip(nth).map(|(before, nth)| before[nth]);
     // SAFETY: the action is one that the kernel accepted before; a handler is called as its flags say.
     unsafe {
         match action {

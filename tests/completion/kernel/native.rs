@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
 use super::cases::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, READ_ONLY, State};
+use crate::native::{Alone, alone};
 use crate::place::PAGE;
 
 /// Registers go in and come out here. The code below knows it by number.
@@ -112,11 +113,13 @@ static BEFORE: OnceLock<[libc::sigaction; 5]> = OnceLock::new();
 
 /// The processor, with its memory mapped. There can be one.
 pub struct Native {
+    _only: Alone,
     alternate_stack: *mut c_void,
 }
 
 impl Native {
     pub fn new() -> Self {
+        let only = alone();
         let all = libc::PROT_READ | libc::PROT_WRITE;
         map(CODE, CODE_SIZE + PAGE, all | libc::PROT_EXEC);
         // SAFETY: the code has just been mapped, with a page behind it for the ways out.
@@ -136,7 +139,7 @@ impl Native {
         map(READ_ONLY + PAGE, PAGE, libc::PROT_NONE);
         map(EXCHANGE, size_of::<Exchange>() as u64, all);
         catch_signals();
-        Self { alternate_stack: use_alternate_stack() }
+        Self { _only: only, alternate_stack: use_alternate_stack() }
     }
 
     /// What the processor makes of it: the vector of an exception, and the state.
@@ -246,19 +249,24 @@ fn use_alternate_stack() -> *mut c_void {
 }
 
 fn catch_signals() {
-    BEFORE.get_or_init(|| {
-        // SAFETY: all zeroes are a valid action; the handler is one for three arguments, as the flag says.
-        unsafe {
-            let mut before: [libc::sigaction; 5] = std::mem::zeroed();
-            for (signal, before) in SIGNALS.iter().zip(&mut before) {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = on_signal as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                assert_eq!(libc::sigaction(*signal, &action, before), 0);
-            }
-            before
+    if BEFORE.get().is_some() {
+        return;
+    }
+    // SAFETY: all zeroes are a valid action; the handler is one for three arguments, as the flag says.
+    unsafe {
+        let mut before: [libc::sigaction; 5] = std::mem::zeroed();
+        for (signal, before) in SIGNALS.iter().zip(&mut before) {
+            assert_eq!(libc::sigaction(*signal, ptr::null(), before), 0);
         }
-    });
+        // From the next line on, signals of other threads come here, too.
+        BEFORE.get_or_init(|| before);
+        for signal in SIGNALS {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
+        }
+    }
 }
 
 /// Notes what was raised, and goes on where registers are collected.
