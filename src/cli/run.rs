@@ -98,7 +98,7 @@ pub struct RunArgs {
     ///   bps=SIZE       at most so many bytes a second, read and written; bps=20M+100M: and 100M at once after
     ///                  a rest [default: a tenth of a second's worth]
     ///   iops=N         at most so many requests a second; iops=500+2000: and 2000 at once after a rest
-    /// Or ephemeral,size=SIZE: zeroes at first, and forgotten at the end.
+    /// Or ephemeral,size=SIZE: zeroes at first, and forgotten at the end; in $TMPDIR, or /var/tmp without it.
     /// Linux calls them /dev/vda, /dev/vdb and so on.
     #[arg(long, value_name = "FILE[,OPTION…]", verbatim_doc_comment)]
     disk: Vec<DiskSpec>,

@@ -1,6 +1,6 @@
 //! Which virtio devices a machine has, and where.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, io};
 
@@ -92,7 +92,7 @@ fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<dyn Sto
     };
     let (path, format, changes, verify) = match &disk.source {
         DiskSource::Ephemeral { size } => {
-            return Ok(Arc::new(Disk::ephemeral(&env::temp_dir(), *size, &options(None))?));
+            return Ok(Arc::new(Disk::ephemeral(&roomy(), *size, &options(None))?));
         }
         DiskSource::Image { path, format, changes, verify } => (path, *format, changes, *verify),
     };
@@ -120,6 +120,14 @@ fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<dyn Sto
         }
     };
     Ok(Arc::new(opened))
+}
+
+/// Where there is room for a disk: as for overlays that are forgotten, `/tmp` is none, which is often in memory.
+fn roomy() -> PathBuf {
+    const LARGE: &str = "/var/tmp";
+    let named = env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let or_else = || if Path::new(LARGE).is_dir() { LARGE.into() } else { "/tmp".into() };
+    named.unwrap_or_else(or_else)
 }
 
 /// Fails if an overlay that was there already is one of something else.

@@ -275,3 +275,22 @@ fn a_session_that_is_not_ones_own_is_not_used() {
     }
     assert_eq!(listed(&runtime), [""; 0]);
 }
+
+#[test]
+fn an_ephemeral_disk_is_where_there_is_room() {
+    let scratch = Scratch::new();
+    let runtime = session(&scratch);
+    let place = |named: Option<&Path>| {
+        let mut command = in_session(&runtime);
+        command.args(["--disk", "ephemeral,size=4M"]).envs(named.map(|path| ("TMPDIR", path)));
+        let (running, _pipes) = waiting(&mut command, "");
+        let open = fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap();
+        let mut files = open.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        let disk = files.find(|path| path.to_string_lossy().ends_with(" (deleted)")).unwrap();
+        running.signal(libc::SIGTERM);
+        running.finish().with(143);
+        disk.parent().unwrap().to_owned()
+    };
+    assert_eq!(place(None), Path::new("/var/tmp"));
+    assert_eq!(place(Some(scratch.path())), scratch.path());
+}
