@@ -1,6 +1,7 @@
 //! A disk whose every read is compared with the hashes that are kept beside its image.
 //!
-//! A block is read and hashed as a whole each time that something of it is wanted, however little. The block device uses it for disks that are only read, qcow2 images for what lies behind them.
+//! A block is read and hashed as a whole each time that something of it is wanted, however little. The block device
+//! uses it for disks that are only read, qcow2 images for what lies behind them.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,7 +37,8 @@ impl Verified {
             Some(_) => Err(Error::refused(
                 path,
                 "it, or an image behind it, has changed since it was hashed, or is a copy",
-                "`lodger disk hash --verify` tells whether its content is the same, `lodger disk hash` makes new hashes",
+                "`lodger disk hash --verify` makes its hashes count again if its content is still the same, `lodger disk \
+                 hash` makes new ones",
             )),
             None => Err(Error::refused(
                 path,

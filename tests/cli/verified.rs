@@ -139,3 +139,23 @@ fn what_cannot_be_verified_is_refused_before_the_guest_starts() {
     fs::remove_file(BlockHashes::path_for(Path::new(&path))).unwrap();
     refused(&["there are no hashes"]);
 }
+
+#[test]
+fn the_hashes_of_a_copy_count_when_it_has_been_compared_with_them() {
+    let scratch = Scratch::new();
+    let path = template(&scratch);
+    let copy = scratch.at("copy.raw");
+    fs::copy(&path, &copy).unwrap();
+    let hashes = [&path, &copy].map(|path| BlockHashes::path_for(Path::new(path)));
+    fs::copy(&hashes[0], &hashes[1]).unwrap();
+    let disk = format!("{copy},ro,verify");
+    run(&disk, "halt").refused(&["is a copy", "lodger disk hash --verify"]);
+    lodger(["disk", "hash", &copy, "--verify"], "").with(0);
+    failed(&run(&disk, &read_all()).with(0).silent(), 0);
+    // What differs changes nothing of what was kept.
+    File::options().write(true).open(&copy).unwrap().write_all_at(b"other", 77).unwrap();
+    let kept = fs::read(&hashes[1]).unwrap();
+    lodger(["disk", "hash", &copy, "--verify"], "").with(1);
+    assert!(fs::read(&hashes[1]).unwrap() == kept);
+    run(&disk, "halt").refused(&["has changed since it was hashed"]);
+}
