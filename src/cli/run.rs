@@ -95,8 +95,8 @@ pub struct RunArgs {
     ///   direct         past the host's page cache
     ///   queues=N       so many queues, each with a thread [default: 1]
     ///   serial=TEXT    the serial number that the guest can ask for
-    ///   bps=SIZE       at most so many bytes a second, read and written; bps=20M+100M: and 100M at once after
-    ///                  a rest [default: a tenth of a second's worth]
+    ///   bps=SIZE       at most so many bytes a second, read, written or zeroed; bps=20M+100M: and 100M at once
+    ///                  after a rest [default: a tenth of a second's worth]
     ///   iops=N         at most so many requests a second; iops=500+2000: and 2000 at once after a rest
     /// Or ephemeral,size=SIZE: zeroes at first, and forgotten at the end; in $TMPDIR, or /var/tmp without it.
     /// Linux calls them /dev/vda, /dev/vdb and so on.

@@ -35,7 +35,7 @@ impl Rate {
 /// What a device may do; without a rate, as much as it can.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The bytes that requests move.
+    /// The bytes that requests move or zero.
     pub bytes: Option<Rate>,
     /// The requests.
     pub operations: Option<Rate>,

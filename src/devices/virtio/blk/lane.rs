@@ -52,7 +52,7 @@ impl Lane {
             let memory = guest.mapped();
             let request = Request::parse(queue.taken(), memory)?;
             let task = request.task(queue.taken(), memory, &mut slices)?;
-            if let Err(time) = disk.limiter.admit(request.moves()) {
+            if let Err(time) = disk.limiter.admit(request.costs(&task)) {
                 wait = Some(time);
                 return Ok(Taken::Not);
             }
@@ -132,10 +132,14 @@ impl Lane {
                 queue.tell()?;
                 Ok(self.flush(storage, (request, queue.taken())))
             }
+            Task::Ranges(ranges) => {
+                queue.tell()?;
+                Ok(Some(request.carry_out_ranges(&ranges, storage)))
+            }
             Task::Other => {
                 queue.tell()?;
                 let memory = Arc::clone(queue.memory());
-                request.carry_out(queue.taken(), storage, &disk.serial, memory.mapped()).map(Some)
+                request.carry_out(queue.taken(), &disk.serial, memory.mapped()).map(Some)
             }
         }
     }

@@ -13,6 +13,8 @@ const SIZE: u64 = 1 << 20;
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
 
 fn rate(per_second: u64, burst: u64) -> Option<Rate> {
     let [per_second, burst] = [per_second, burst].map(|number| NonZeroU64::new(number).unwrap());
@@ -44,6 +46,11 @@ fn begin(driver: &mut Driver, queue: u16, number: u64, kind: u32) {
     driver.put(status, &[0xee]);
     match kind {
         FLUSH => driver.chain(queue, &[(header, 16, false), (status, 1, true)]),
+        DISCARD | WRITE_ZEROES => {
+            let range = [&(number * 8).to_le_bytes()[..], &8_u32.to_le_bytes(), &[0; 4]];
+            driver.put(data, &range.concat());
+            driver.chain(queue, &[(header, 16, false), (data, 16, false), (status, 1, true)]);
+        }
         _ => driver.chain(queue, &[(header, 16, false), (data, 4096, kind == READ), (status, 1, true)]),
     }
 }
@@ -133,6 +140,22 @@ fn what_moves_no_bytes_is_an_operation() {
         assert_eq!(status(&driver, 3), 0);
     }
     assert!(start.elapsed() >= Duration::from_millis(19), "{:?}", start.elapsed());
+}
+
+#[test]
+fn zeroes_are_bytes_and_what_is_discarded_is_none() {
+    let disk = disk(2, as_good_as_none());
+    let mut driver = waiting(&disk);
+    begin(&mut driver, 1, 3, DISCARD);
+    driver.finish(1);
+    assert_eq!(status(&driver, 3), 0);
+    begin(&mut driver, 1, 4, WRITE_ZEROES);
+    driver.ring(1);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(driver.used(1), 1);
+    disk.set_limits(Limits::default());
+    driver.until("the zeroes are written", || driver.used(1) == 2);
+    assert_eq!(status(&driver, 4), 0);
 }
 
 #[test]

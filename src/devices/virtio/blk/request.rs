@@ -46,6 +46,8 @@ pub(super) enum Task {
     Transfer { direction: Direction, offset: u64 },
     /// What was written has to stay.
     Flush,
+    /// Ranges are discarded or zeroed. They are those that were counted: the driver may change its memory at any time.
+    Ranges(Vec<[u8; RANGE]>),
     /// Something that is done at once, or cannot be done.
     Other,
 }
@@ -71,6 +73,7 @@ impl Request {
             kind::READ => (Direction::Read, chain.writable(), 0, self.wanted),
             kind::WRITE => (Direction::Write, chain.readable(), HEADER as u64, self.given),
             kind::FLUSH => return Ok(Task::Flush),
+            kind::DISCARD | kind::WRITE_ZEROES => return self.ranges(chain, memory).map(Task::Ranges),
             _ => return Ok(Task::Other),
         };
         if !length.is_multiple_of(SECTOR) {
@@ -90,11 +93,20 @@ impl Request {
         }
     }
 
-    /// Does what is neither a transfer nor a flush.
+    /// How many bytes count against a limit: also zeroes, as not every host can put them there without writing.
+    pub fn costs(&self, task: &Task) -> u64 {
+        match task {
+            Task::Ranges(ranges) if self.kind == kind::WRITE_ZEROES => {
+                ranges.iter().map(|range| Range::of(range).length()).sum()
+            }
+            _ => self.moves(),
+        }
+    }
+
+    /// Does what is no transfer, no flush, and has no ranges.
     pub fn carry_out(
         &self,
         chain: &Chain,
-        storage: &dyn Storage,
         serial: &[u8; SERIAL_LENGTH],
         memory: &GuestMemoryMmap,
     ) -> Result<Status, Misuse> {
@@ -104,9 +116,17 @@ impl Request {
                 queue::write(memory, chain.writable(), serial).ok_or(Misuse::Buffer)?;
                 Ok(Status::Done)
             }
-            kind::DISCARD | kind::WRITE_ZEROES => self.ranges(chain, storage, memory),
             _ => Ok(Status::Unsupported),
         }
+    }
+
+    /// Discards or zeroes ranges.
+    pub fn carry_out_ranges(&self, ranges: &[[u8; RANGE]], storage: &dyn Storage) -> Status {
+        if ranges.len() > MOST_RANGES as usize {
+            return Status::Failed;
+        }
+        let mut statuses = ranges.iter().map(|range| self.range(storage, Range::of(range)));
+        statuses.find(|status| *status != Status::Done).unwrap_or(Status::Done)
     }
 
     /// Tells the driver how it went, and returns how many bytes were written to guest memory.
@@ -122,49 +142,55 @@ impl Request {
         Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 
-    /// Discards or zeroes ranges (section 5.2.6).
-    fn ranges(
-        &self,
-        chain: &Chain,
-        storage: &dyn Storage,
-        memory: &GuestMemoryMmap,
-    ) -> Result<Status, Misuse> {
+    /// The ranges (section 5.2.6): one more than there may be, if there are too many.
+    fn ranges(&self, chain: &Chain, memory: &GuestMemoryMmap) -> Result<Vec<[u8; RANGE]>, Misuse> {
         let count = self.given / RANGE as u64;
         if count == 0 || !self.given.is_multiple_of(RANGE as u64) {
             return Err(Misuse::Request);
         }
-        if count > MOST_RANGES.into() {
-            return Ok(Status::Failed);
-        }
-        let mut bytes = vec![0; HEADER + self.given as usize];
+        let count = count.min(u64::from(MOST_RANGES) + 1) as usize;
+        let mut bytes = vec![0; HEADER + count * RANGE];
         queue::read(memory, chain.readable(), &mut bytes).ok_or(Misuse::Request)?;
-        for range in bytes[HEADER..].as_chunks::<RANGE>().0 {
-            let status = self.range(storage, range);
-            if status != Status::Done {
-                return Ok(status);
-            }
-        }
-        Ok(Status::Done)
+        Ok(bytes[HEADER..].as_chunks().0.to_vec())
     }
 
-    fn range(&self, storage: &dyn Storage, range: &[u8; RANGE]) -> Status {
+    fn range(&self, storage: &dyn Storage, range: Range) -> Status {
         const UNMAP: u32 = 1;
-        let [sector @ .., a, b, c, d, e, f, g, h] = *range;
-        let (sector, sectors) = (u64::from_le_bytes(sector), u32::from_le_bytes([a, b, c, d]));
-        let flags = u32::from_le_bytes([e, f, g, h]);
         let discards = self.kind == kind::DISCARD;
         // The flag belongs to zeroes alone, and no other is known.
-        if flags & !UNMAP != 0 || (discards && flags != 0) {
+        if range.flags & !UNMAP != 0 || (discards && range.flags != 0) {
             return Status::Unsupported;
         }
-        let Some(offset) = sector.checked_mul(SECTOR).filter(|_| sectors <= MOST_SECTORS) else {
+        let Some(offset) = range.sector.checked_mul(SECTOR).filter(|_| range.sectors <= MOST_SECTORS) else {
             return Status::Failed;
         };
-        let length = u64::from(sectors) * SECTOR;
         told(match discards {
-            true => storage.discard(offset, length),
-            false => storage.write_zeroes(offset, length, flags & UNMAP != 0),
+            true => storage.discard(offset, range.length()),
+            false => storage.write_zeroes(offset, range.length(), range.flags & UNMAP != 0),
         })
+    }
+}
+
+/// A range as the driver describes it, whatever that is worth.
+struct Range {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
+}
+
+impl Range {
+    fn of(bytes: &[u8; RANGE]) -> Self {
+        let [sector @ .., a, b, c, d, e, f, g, h] = *bytes;
+        Self {
+            sector: u64::from_le_bytes(sector),
+            sectors: u32::from_le_bytes([a, b, c, d]),
+            flags: u32::from_le_bytes([e, f, g, h]),
+        }
+    }
+
+    /// How many bytes of it are touched: none if it is longer than any may be.
+    fn length(&self) -> u64 {
+        if self.sectors > MOST_SECTORS { 0 } else { u64::from(self.sectors) * SECTOR }
     }
 }
 
