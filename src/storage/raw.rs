@@ -88,8 +88,25 @@ impl RawFile {
         }
     }
 
-    fn check(&self, offset: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
-        check_range(offset, vectors::total(slices).unwrap_or(u64::MAX), self.size)
+    /// Fails if the file ends before `end` by now: to write there would make it as long as the disk again, with zeroes where
+    /// the guest has had something. To ask takes 0.15 µs so, of the 4 µs of a write, and 1.6 µs with `fstat` (measured).
+    fn check_there(&self, end: u64) -> io::Result<()> {
+        // SAFETY: moves a position that nothing here uses.
+        let len = unsafe { libc::lseek(self.file.as_raw_fd(), 0, libc::SEEK_END) };
+        match u64::try_from(len) {
+            Err(_) => Err(io::Error::last_os_error()),
+            Ok(len) if len < end => {
+                let what = format!("its file has become shorter, {len} bytes instead of {}", self.size);
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, what))
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_writable(self.read_only)?;
+        check_range(offset, len, self.size)?;
+        self.check_there(offset + len)
     }
 
     /// `fallocate`; `Ok(false)` if this file system does not do it.
@@ -135,7 +152,7 @@ impl Storage for RawFile {
     }
 
     fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        self.check(offset, to)?;
+        check_range(offset, vectors::total(to).unwrap_or(u64::MAX), self.size)?;
         let fd = self.descriptor_for(offset, to);
         vectors::transfer_all(offset, to, |position, vectors| {
             // SAFETY: the vectors describe memory that `to` borrows and that anybody may change at any time.
@@ -144,8 +161,7 @@ impl Storage for RawFile {
     }
 
     fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        check_writable(self.read_only)?;
-        self.check(offset, from)?;
+        self.check_write(offset, vectors::total(from).unwrap_or(u64::MAX))?;
         let fd = self.descriptor_for(offset, from);
         vectors::transfer_all(offset, from, |position, vectors| {
             // SAFETY: the kernel only reads the memory, which `from` borrows.
@@ -159,9 +175,16 @@ impl Storage for RawFile {
     }
 
     fn place(&self, direction: Direction, offset: u64, slices: &[VolatileSlice<'_>]) -> Option<Place<'_>> {
-        let allowed = direction == Direction::Read || !self.read_only;
-        let in_range = allowed && self.check(offset, slices).is_ok();
-        in_range.then(|| self.place_of(offset, |memory, length| vectors::aligned(slices, memory, length)))
+        let len = vectors::total(slices).unwrap_or(u64::MAX);
+        check_range(offset, len, self.size).ok()?;
+        let place = self.place_of(offset, |memory, length| vectors::aligned(slices, memory, length));
+        let allowed = match direction {
+            Direction::Read => true,
+            // What goes into the page cache goes through `write`, which looks whether the file is as long as it was.
+            Direction::Write if !place.direct => !self.read_only,
+            Direction::Write => self.check_write(offset, len).is_ok(),
+        };
+        allowed.then_some(place)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -175,8 +198,7 @@ impl Storage for RawFile {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        check_writable(self.read_only)?;
-        check_range(offset, len, self.size)?;
+        self.check_write(offset, len)?;
         let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
         if len == 0 || self.allocate(mode, offset, len)? {
             return Ok(());

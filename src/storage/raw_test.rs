@@ -38,6 +38,28 @@ fn a_file_that_shrank_is_an_error_and_no_crash() {
 }
 
 #[test]
+fn a_file_that_shrank_is_not_made_longer_again() {
+    let dir = TempDir::new();
+    let (disk, path) = raw(&dir, 16384);
+    let disk = disk.with_direct_io(&path).unwrap_or_else(|_| raw(&dir, 16384).0);
+    let length = |length| OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+    length(8192);
+    let mut bytes = vec![1; 12288];
+    let bytes = &mut bytes[..];
+    let start = bytes.as_ptr().align_offset(4096);
+    let page = [VolatileSlice::from(&mut bytes[start..start + 4096])];
+    for offset in [4097, 8192, 12288] {
+        assert_eq!(disk.write(offset, &page).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(disk.write_zeroes(offset, 4096, false).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(disk.place(Direction::Write, offset, &page).is_none_or(|place| !place.direct));
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
+    disk.write(4096, &page).unwrap();
+    length(16384);
+    disk.write(12288, &page).unwrap();
+}
+
+#[test]
 fn requests_past_the_end_fail_and_do_nothing() {
     let dir = TempDir::new();
     let (disk, path) = raw(&dir, 4096);
