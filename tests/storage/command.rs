@@ -135,3 +135,39 @@ fn an_image_that_may_not_grow_is_an_error_and_leaves_nothing() {
     assert!(said.contains("File too large"), "{said}");
     assert!(!place.path("new.qcow2").exists());
 }
+
+#[test]
+fn why_an_image_cannot_be_opened_is_json_too() {
+    let place = Place::new();
+    place.disk("create good.qcow2 --size 1M");
+    let good = std::fs::read(place.path("good.qcow2")).unwrap();
+    let changed = |name: &str, at: usize, with: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[at..at + with.len()].copy_from_slice(with);
+        std::fs::write(place.path(name), bytes).unwrap();
+    };
+    changed("zstd.qcow2", 79, &[8]);
+    changed("damaged.qcow2", 40, &[0x7f; 8]);
+    changed("disk.vmdk", 0, b"KDMV");
+    std::fs::write(place.path("short.qcow2"), &good[..80]).unwrap();
+    place.disk("create disk.qcow2 --size 1M");
+    place.disk("rebase disk.qcow2 --unsafe --backing /etc/passwd --backing-format raw");
+    std::fs::rename(place.path("disk.qcow2"), place.path("disk.raw")).unwrap();
+    for (name, format, said) in [
+        ("zstd.qcow2", "qcow2", "zstd"),
+        ("damaged.qcow2", "qcow2", "L1 table"),
+        ("disk.vmdk", "", "VMDK"),
+        ("short.qcow2", "qcow2", "ends in its header"),
+        ("disk.raw", "qcow2", "/etc/passwd"),
+    ] {
+        let (status, text) = place.try_disk(&format!("info {name} --json"));
+        assert_eq!(status, Some(1), "{text}");
+        let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(info["format"].as_str().unwrap_or_default(), format, "{text}");
+        assert!(info["problem"].as_str().is_some_and(|problem| problem.contains(said)), "{text}");
+        let (status, text) = place.try_disk(&format!("info {name}"));
+        assert!(status == Some(1) && text.contains("\nproblem ") && text.contains(said), "{text}");
+    }
+    let (status, text) = place.try_disk("resize zstd.qcow2 +1M");
+    assert!(status == Some(1) && text.contains("zstd"), "{text}");
+}

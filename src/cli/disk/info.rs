@@ -11,8 +11,9 @@ use super::output::{self, size};
 use crate::cli::AnyError;
 
 const HELP: &str = "\
-JSON: {\"path\", \"format\", \"virtual-size\", \"file-size\", \"allocated\", \"cluster-size\", \"backing\", \"backing-format\", \"snapshots\",
-\"chain\": [the same of each image behind it, the nearest first], \"problem\": why it cannot be opened, or null}; sizes in bytes.
+JSON: {\"path\", \"format\", \"virtual-size\", \"file-size\", \"allocated\", \"cluster-size\", \"backing\", \"backing-format\",
+\"snapshots\", \"chain\": [the same of each image behind it, the nearest first], \"problem\": why it cannot be opened, or
+null}; sizes in bytes. Of an image that cannot be opened, \"format\" and \"virtual-size\" may be null.
 
 Examples:
   lodger disk info vm1.qcow2
@@ -59,8 +60,12 @@ fn layer(text: &mut String, image: &LayerInfo, indent: &str) {
         let _ = writeln!(text, "{indent}{name:<13} {value}");
     };
     row("image", image.path.display().to_string());
-    row("format", image.format.to_string());
-    row("disk", format!("{} ({} bytes)", size(image.virtual_size), image.virtual_size));
+    if let Some(format) = image.format {
+        row("format", format.to_string());
+    }
+    if let Some(disk) = image.virtual_size {
+        row("disk", format!("{} ({disk} bytes)", size(disk)));
+    }
     row("takes", format!("{}, in a file of {}", size(image.allocated), size(image.file_size)));
     if let Some(cluster) = image.cluster_size {
         row("clusters of", size(cluster));

@@ -39,13 +39,9 @@ fn in_a_line(info: &Info) -> String {
         Some(backing) => format!(" on {backing}"),
         None => String::new(),
     };
-    format!(
-        "{}: {}, {}{behind}, takes {}",
-        image.path.display(),
-        image.format,
-        size(image.virtual_size),
-        size(image.allocated)
-    )
+    let [format, disk] = [image.format.map(|format| format.to_string()), image.virtual_size.map(size)]
+        .map(Option::unwrap_or_default);
+    format!("{}: {format}, {disk}{behind}, takes {}", image.path.display(), size(image.allocated))
 }
 
 /// A size for people.

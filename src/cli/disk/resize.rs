@@ -40,7 +40,8 @@ pub fn resize(arguments: &ResizeArgs) -> Result<u8, AnyError> {
     let size = match *size {
         Size::Bytes(size) => size,
         Size::More(more) => {
-            let now = tools::info(file, *format)?.image.virtual_size;
+            let info = tools::info(file, *format)?;
+            let now = info.image.virtual_size.ok_or_else(|| info.problem.unwrap_or_default())?;
             now.checked_add(more).ok_or_else(|| format!("{}: no disk is so large", file.display()))?
         }
     };

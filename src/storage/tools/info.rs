@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::disk::{Identity, open_file, recognised};
 use crate::storage::qcow2::Header;
-use crate::storage::{Disk, DiskOptions, Error, Format, Locking, raw};
+use crate::storage::{Disk, DiskOptions, Error, Format, Layer, Locking, raw};
 
 /// What an image is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -25,10 +25,10 @@ pub struct Info {
 pub struct LayerInfo {
     /// The file.
     pub path: PathBuf,
-    /// Its format.
-    pub format: Format,
-    /// How large the disk is that it holds.
-    pub virtual_size: u64,
+    /// Its format, if that is one that is read here.
+    pub format: Option<Format>,
+    /// How large the disk is that it holds, if that can be found out.
+    pub virtual_size: Option<u64>,
     /// How long the file is.
     pub file_size: u64,
     /// How much of the host's space it takes.
@@ -43,41 +43,49 @@ pub struct LayerInfo {
     pub snapshots: u32,
 }
 
-/// Looks at an image, also at one that is in use.
+/// Looks at an image, also at one that is in use, or that cannot be opened as a disk.
 pub fn info(path: &Path, format: Option<Format>) -> Result<Info, Error> {
     let file = open_file(path, true)?;
-    let format = match format {
-        Some(format) => format,
-        None => recognised(&file, path)?,
-    };
-    let header = match format {
-        Format::Qcow2 => Some(Header::read(&file, path)?),
-        Format::Raw => None,
-    };
-    let size = raw::size_of(&file).map_err(Error::io("read", path))?;
-    let size = header.as_ref().map_or(size, |header| header.size);
     let identity = Identity::of(&file).map_err(Error::io("read", path))?;
-    let image = describe(path, format, size, header.as_ref(), &identity);
-    let options = DiskOptions {
-        read_only: true,
-        format: Some(format),
-        locking: Locking::None,
-        ..DiskOptions::default()
+    let unusable = |format, error: Error| Info {
+        image: describe(path, format, None, None, &identity),
+        chain: Vec::new(),
+        problem: Some(error.to_string()),
     };
+    let format_found = match format.map_or_else(|| recognised(&file, path), Ok) {
+        Ok(format) => format,
+        Err(error) => return Ok(unusable(None, error)),
+    };
+    let (header, size) = match format_found {
+        Format::Raw => (None, raw::size_of(&file).map_err(Error::io("read", path))?),
+        Format::Qcow2 => match Header::read(&file, path) {
+            Ok(header) => {
+                let size = header.size;
+                (Some(header), size)
+            }
+            Err(error) => return Ok(unusable(Some(format_found), error)),
+        },
+    };
+    let image = describe(path, Some(format_found), Some(size), header.as_ref(), &identity);
+    let options = DiskOptions { read_only: true, format, locking: Locking::None, ..DiskOptions::default() };
     let (chain, problem) = match Disk::open(path, &options) {
-        Ok(disk) => {
-            let behind = disk.layers().iter().skip(1);
-            let chain = behind.map(|layer| {
-                describe(&layer.path, layer.format, layer.size, layer.header.as_ref(), &layer.identity)
-            });
-            (chain.collect(), None)
-        }
+        Ok(disk) => (disk.layers().iter().skip(1).map(describe_layer).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     Ok(Info { image, chain, problem })
 }
 
-fn describe(path: &Path, format: Format, size: u64, header: Option<&Header>, file: &Identity) -> LayerInfo {
+fn describe_layer(layer: &Layer) -> LayerInfo {
+    describe(&layer.path, Some(layer.format), Some(layer.size), layer.header.as_ref(), &layer.identity)
+}
+
+fn describe(
+    path: &Path,
+    format: Option<Format>,
+    size: Option<u64>,
+    header: Option<&Header>,
+    file: &Identity,
+) -> LayerInfo {
     let backing = header.and_then(|header| header.backing.as_ref());
     LayerInfo {
         path: path.to_owned(),
