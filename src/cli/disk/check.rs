@@ -10,7 +10,9 @@ use crate::cli::AnyError;
 
 const HELP: &str = "\
 Leaks are clusters that are kept for nothing, as after a process was killed: they cost space and no data. Corruptions
-endanger data. --repair puts reference counts right; what points nowhere stays as it is, and `convert` saves the rest.
+endanger data. --repair puts reference counts and the flags that go with them right, and makes new counts where there is
+no place for some (but in images with bitmaps). What points nowhere stays as it is, and `convert` saves the rest; an image
+whose header or L1 table is not all there is only saved by a backup.
 
 JSON: {\"corruptions\", \"leaks\", \"repaired\", \"problems\": [in words], \"allocated-clusters\", \"total-clusters\",
 \"compressed-clusters\", \"repair\"}. Exit status: 0 if no data is in danger, else 1.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::header::{CORRUPT, DIRTY, Header, be32, be64, read_up_to};
-use super::refcounts::Refcounts;
+use super::refcounts::{self, Refcounts};
 use crate::storage::{Error, raw};
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -73,7 +73,7 @@ pub(in crate::storage) fn check(
     repair: Repair,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, Error> {
-    let header = Header::read(file, path)?;
+    let header = read_header(file, path)?;
     let file_len = raw::size_of(file).map_err(Error::io("read", path))?;
     let clusters = file_len.div_ceil(header.cluster_size());
     if clusters > MOST_CLUSTERS {
@@ -83,23 +83,60 @@ pub(in crate::storage) fn check(
             "copy what it holds with `lodger disk convert`",
         ));
     }
-    let read = Error::io("read", path);
-    let counts = Refcounts::read(file, &header).map_err(read)?;
-    let mut walk = Walk {
-        file,
-        header: &header,
-        file_len,
-        used: vec![0; clusters as usize],
-        counts,
-        report: CheckReport {
-            total_clusters: header.size.div_ceil(header.cluster_size()),
-            repair: repair == Repair::Yes,
-            ..CheckReport::default()
-        },
-        repair,
-    };
-    walk.run(progress).map_err(Error::io(if repair == Repair::Yes { "repair" } else { "check" }, path))?;
-    Ok(walk.report)
+    match repair {
+        Repair::No => {
+            let walk = Walk::run(file, &header, Pass::Look, progress);
+            walk.map(|walk| walk.report).map_err(Error::io("check", path))
+        }
+        Repair::Yes => self::repair(file, path, header, progress),
+    }
+}
+
+/// Nothing tells where the tables are of an image whose header is wrong.
+fn read_header(file: &File, path: &Path) -> Result<Header, Error> {
+    Header::read(file, path).map_err(|error| match error {
+        Error::Damaged { path, what } => {
+            Error::refused(&path, format!("{what}, and that cannot be repaired"), "take it from a backup")
+        }
+        other => other,
+    })
+}
+
+/// Puts counts right and then flags, which depend on them.
+fn repair(
+    file: &File,
+    path: &Path,
+    mut header: Header,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<CheckReport, Error> {
+    let failed = || Error::io("repair", path);
+    let mut walk = Walk::run(file, &header, Pass::Counts, progress).map_err(failed())?;
+    let mut repaired = walk.report.repaired;
+    // Bitmaps are not walked: new counts would give their clusters away.
+    if walk.lacks_counts && !header.has_bitmaps {
+        let (used, uncounted) = (std::mem::take(&mut walk.used), walk.uncounted);
+        if refcounts::make_anew(file, &header, &used).map_err(failed())? {
+            header = read_header(file, path)?;
+            // The old ones are free now.
+            let again = Walk::run(file, &header, Pass::Counts, progress).map_err(failed())?;
+            repaired += uncounted + again.report.repaired;
+        }
+    }
+    let walk = Walk::run(file, &header, Pass::Flags, progress).map_err(failed())?;
+    let mut report = walk.report;
+    report.repaired += repaired;
+    Ok(report)
+}
+
+/// What is done while the tables are walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// What is wrong is told.
+    Look,
+    /// Counts are put right.
+    Counts,
+    /// Flags are, by counts that are right.
+    Flags,
 }
 
 struct Walk<'a> {
@@ -109,12 +146,38 @@ struct Walk<'a> {
     /// How often each cluster of the file is referred to. Zeroed memory that was never touched costs nothing.
     used: Vec<u16>,
     counts: Refcounts<'a>,
+    /// Whether there is no place for some counts.
+    lacks_counts: bool,
+    /// How many clusters are used and have none.
+    uncounted: u64,
     report: CheckReport,
-    repair: Repair,
+    pass: Pass,
+}
+
+impl<'a> Walk<'a> {
+    fn run(
+        file: &'a File,
+        header: &'a Header,
+        pass: Pass,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> io::Result<Self> {
+        let file_len = raw::size_of(file)?;
+        let report = CheckReport {
+            total_clusters: header.size.div_ceil(header.cluster_size()),
+            repair: pass != Pass::Look,
+            ..CheckReport::default()
+        };
+        let used = vec![0; file_len.div_ceil(header.cluster_size()) as usize];
+        let counts = Refcounts::read(file, header)?;
+        let mut walk =
+            Self { file, header, file_len, used, counts, lacks_counts: false, uncounted: 0, report, pass };
+        walk.all(progress)?;
+        Ok(walk)
+    }
 }
 
 impl Walk<'_> {
-    fn run(&mut self, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+    fn all(&mut self, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         self.use_range(0, 1, "the header");
         let header = self.header;
         let reftable = u64::from(header.reftable_clusters) * header.cluster_size();
@@ -123,11 +186,13 @@ impl Walk<'_> {
         let (offset, entries) = (header.l1_offset, header.l1_entries);
         self.l1_table(offset, entries, true, progress)?;
         self.snapshots()?;
+        self.forget_shared_blocks();
         self.compare()?;
-        if self.repair == Repair::Yes {
-            self.finish_repair()?;
+        match self.pass {
+            Pass::Look => Ok(()),
+            Pass::Counts => self.counts.write_back(),
+            Pass::Flags => self.finish_repair(),
         }
-        Ok(())
     }
 
     /// Counts the clusters of a range as used once more; false if they are not in the file.
@@ -170,9 +235,29 @@ impl Walk<'_> {
                 self.use_range(entry, self.header.cluster_size(), &what) && !taken
             };
             if !good {
-                self.counts.forget(index);
+                self.forget(index);
             }
         }
+    }
+
+    /// A block that is also a guest's data or a table is none, and what is written to it would destroy that.
+    fn forget_shared_blocks(&mut self) {
+        let blocks: Vec<_> = self.counts.blocks().collect();
+        for (index, entry) in blocks {
+            let cluster = entry >> self.header.cluster_bits;
+            if self.used.get(cluster as usize).is_some_and(|count| *count > 1) {
+                let what = format!(
+                    "block {index} of the reference counts is at {entry:#x}, where something else is"
+                );
+                self.report.problem(what);
+                self.forget(index);
+            }
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        self.counts.forget(index);
+        self.lacks_counts = true;
     }
 
     fn l1_table(
@@ -263,12 +348,16 @@ impl Walk<'_> {
         if once == (entry & COPIED != 0) {
             return Ok(());
         }
-        // A missing flag costs a copy; one that is there wrongly writes into what others use.
-        if !once && self.repair == Repair::No {
-            self.report.problem(format!("{what} is said to be used once, and is not counted so"));
-        } else if self.repair == Repair::Yes && once {
-            self.file.write_all_at(&(entry | COPIED).to_be_bytes(), entry_offset)?;
-            self.report.repaired += 1;
+        match self.pass {
+            // A missing flag costs a copy; one that is there wrongly writes into what others use.
+            Pass::Look if !once => {
+                self.report.problem(format!("{what} is said to be used once, and is not counted so"));
+            }
+            Pass::Flags => {
+                self.file.write_all_at(&(entry ^ COPIED).to_be_bytes(), entry_offset)?;
+                self.report.repaired += 1;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -332,9 +421,15 @@ impl Walk<'_> {
         if used == count || (used < count && !leaks_known) {
             return Ok(());
         }
-        if self.repair == Repair::Yes && self.counts.set(cluster, used)? {
+        if self.pass != Pass::Look && self.counts.set(cluster, used)? {
             self.report.repaired += 1;
-        } else if used < count {
+            return Ok(());
+        }
+        if used > 0 && count == 0 {
+            self.uncounted += 1;
+            self.lacks_counts = true;
+        }
+        if used < count {
             self.report.leaks += 1;
         } else {
             let offset = cluster << self.header.cluster_bits;

@@ -90,3 +90,64 @@ fn a_dirty_image_is_usable_after_a_repair() {
     run(&path, Repair::Yes);
     Disk::open(&path, &DiskOptions::default()).unwrap();
 }
+
+fn content(path: &Path) -> Vec<u8> {
+    let disk = Disk::open(path, &DiskOptions { read_only: true, ..DiskOptions::default() }).unwrap();
+    let mut bytes = vec![0; disk.size() as usize];
+    disk.read(0, &[VolatileSlice::from(&mut bytes[..])]).unwrap();
+    bytes
+}
+
+#[test]
+fn counts_that_are_nowhere_are_made_anew() {
+    let dir = TempDir::new();
+    let data = {
+        let path = image(&dir);
+        table(&path, table(&path, table(&path, 40)) & OFFSET) & OFFSET
+    };
+    // None, past the end, where no cluster begins, in the header, and in what the guest has written.
+    for entry in [0, 1 << 40, 0x200, 0, data] {
+        let path = image(&dir);
+        let expected = content(&path);
+        patch(&path, table(&path, 48), &entry.to_be_bytes());
+        let report = run(&path, Repair::No);
+        assert!(report.is_corrupt(), "{entry:#x}: {report:?}");
+        let report = run(&path, Repair::Yes);
+        assert!(!report.is_corrupt() && report.repaired > 5, "{entry:#x}: {report:?}");
+        let report = run(&path, Repair::No);
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{entry:#x}: {report:?}");
+        assert!(content(&path) == expected, "{entry:#x}");
+        let disk = Disk::open(&path, &DiskOptions::default()).unwrap();
+        disk.write(1 << 20, &[VolatileSlice::from(&mut vec![2; 1 << 20][..])]).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let report = run(&path, Repair::No);
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{entry:#x}: {report:?}");
+        assert!(content(&path)[..1 << 20] == expected[..1 << 20], "{entry:#x}");
+    }
+}
+
+#[test]
+fn a_flag_that_is_there_wrongly_is_taken_away() {
+    let dir = TempDir::new();
+    let path = image(&dir);
+    // Two entries for one cluster.
+    let l2 = table(&path, table(&path, 40)) & OFFSET;
+    let entry = table(&path, l2);
+    patch(&path, l2 + 8, &entry.to_be_bytes());
+    run(&path, Repair::Yes);
+    let report = run(&path, Repair::No);
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
+    assert_eq!((table(&path, l2), table(&path, l2 + 8)), (entry & OFFSET, entry & OFFSET));
+}
+
+#[test]
+fn a_check_does_not_advise_a_check() {
+    let dir = TempDir::new();
+    let path = image(&dir);
+    File::options().write(true).open(&path).unwrap().set_len(66_000).unwrap();
+    for repair in [Repair::No, Repair::Yes] {
+        let text = tools::check(&path, repair, &mut |_, _| {}).unwrap_err().to_string();
+        assert!(text.contains("cannot be repaired; take it from a backup"), "{text}");
+    }
+}

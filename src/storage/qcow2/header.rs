@@ -19,7 +19,7 @@ const ENCRYPTION: u32 = 0x0537_be77;
 const BITMAPS: u32 = 0x2385_2875;
 /// What QEMU allows, too.
 const MOST_L1_BYTES: u64 = 32 << 20;
-const MOST_REFTABLE_BYTES: u64 = 8 << 20;
+pub(super) const MOST_REFTABLE_BYTES: u64 = 8 << 20;
 const MOST_SNAPSHOTS: u32 = 65536;
 const LONGEST_NAME: u32 = 1023;
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::header::{Header, be64, read_up_to};
+use super::header::{Header, MOST_REFTABLE_BYTES, be64, read_up_to};
 
 /// Bits of an entry of the refcount table that are an offset.
 const OFFSET: u64 = 0xffff_ffff_ffff_fe00;
@@ -28,7 +28,11 @@ impl<'a> Refcounts<'a> {
         let mut table = vec![0; len];
         read_up_to(file, &mut table, header.reftable_offset)?;
         let blocks = (0..len / 8).map(|index| be64(&table, index * 8)).collect();
-        Ok(Self {
+        Ok(Self::of_blocks(file, header, blocks))
+    }
+
+    fn of_blocks(file: &'a File, header: &Header, blocks: Vec<u64>) -> Self {
+        Self {
             file,
             cluster_bits: header.cluster_bits,
             order: header.refcount_order,
@@ -36,7 +40,7 @@ impl<'a> Refcounts<'a> {
             block: vec![0; header.cluster_size() as usize],
             loaded: None,
             changed: false,
-        })
+        }
     }
 
     /// The table's entries that are in use: index and value.
@@ -126,4 +130,43 @@ impl<'a> Refcounts<'a> {
         self.changed = false;
         Ok(())
     }
+}
+
+/// Makes new counts behind the end of the file, and has the header name them; false if that cannot be. Interrupted, it
+/// leaves the image as it was but longer.
+pub(super) fn make_anew(file: &File, header: &Header, used: &[u16]) -> io::Result<bool> {
+    let cluster = header.cluster_size();
+    let per_block = Refcounts::of_blocks(file, header, Vec::new()).per_block();
+    let first = used.len() as u64;
+    // The new blocks and their table are counted by themselves.
+    let (mut blocks, mut table) = (0, 0);
+    loop {
+        let needed = (first + blocks + table).div_ceil(per_block);
+        let for_them = (needed * 8).div_ceil(cluster);
+        if (needed, for_them) == (blocks, table) {
+            break;
+        }
+        (blocks, table) = (needed, for_them);
+    }
+    if table * cluster > MOST_REFTABLE_BYTES {
+        return Ok(false);
+    }
+    let entries: Vec<_> = (first..first + blocks).map(|block| block * cluster).collect();
+    let table_offset = (first + blocks) * cluster;
+    let mut bytes: Vec<_> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+    bytes.resize((table * cluster) as usize, 0);
+    file.write_all_at(&bytes, table_offset)?;
+    let mut counts = Refcounts::of_blocks(file, header, entries);
+    for index in 0..first + blocks + table {
+        let count = used.get(index as usize).map_or(1, |count| u64::from(*count));
+        if count > 0 && !counts.set(index, count)? {
+            return Ok(false);
+        }
+    }
+    counts.write_back()?;
+    file.sync_all()?;
+    let clusters = table as u32;
+    file.write_all_at(&[&table_offset.to_be_bytes()[..], &clusters.to_be_bytes()].concat(), 48)?;
+    file.sync_all()?;
+    Ok(true)
 }
