@@ -15,7 +15,7 @@ pub enum SizeError {
     #[error("{0} is no whole number of bytes")]
     Fraction(String),
     /// It has more than 64 bits.
-    #[error("{0} is too large: no machine can address 16E or more")]
+    #[error("{0} is too large: sizes are below 16E")]
     TooLarge(String),
 }
 

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use lodger::size;
 use lodger::storage::{Format, tools};
 
 use super::output;
+use super::size::parse_whole;
 use crate::cli::AnyError;
 
 const HELP: &str = "\
@@ -23,7 +23,7 @@ pub struct CreateArgs {
     /// The image to make
     file: PathBuf,
     /// How large the disk is, as in 20G or 1.5T; without it an overlay is as large as what it lies on
-    #[arg(long, value_parser = size::parse, required_unless_present = "backing")]
+    #[arg(long, value_parser = parse_whole, required_unless_present = "backing")]
     size: Option<u64>,
     /// raw or qcow2 [default: qcow2 for overlays and names that end in .qcow2, else raw]
     #[arg(long)]
