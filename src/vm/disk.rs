@@ -143,6 +143,9 @@ pub enum DiskSpecError {
          file size=SIZE, and all have ro, direct, queues=N, serial=TEXT, bps=SIZE[+BURST], iops=N[+BURST]"
     )]
     Option(String),
+    /// An option that was there already.
+    #[error("{0:?} is said twice: say once what you mean")]
+    Twice(String),
     /// A format that there is not.
     #[error("{0:?} is no format of images: there are raw and qcow2")]
     Format(String),
@@ -192,7 +195,15 @@ impl FromStr for DiskSpec {
             Some(EPHEMERAL) => Self::of(DiskSource::Ephemeral { size: 0 }),
             Some(path) => Self::new(path),
         };
-        parts.try_for_each(|option| disk.option(option))?;
+        let mut given = Vec::new();
+        for option in parts {
+            let name = option.split_once('=').map_or(option, |(name, _)| name);
+            disk.option(option)?;
+            if given.contains(&name) {
+                return Err(DiskSpecError::Twice(name.to_owned()));
+            }
+            given.push(name);
+        }
         match &disk.source {
             DiskSource::Ephemeral { size: 0 } => Err(DiskSpecError::NoSize),
             DiskSource::Image { changes, .. } if disk.read_only && *changes != Changes::Image => {
@@ -287,6 +298,10 @@ mod tests {
             ("x,verify", "no hash that it could be verified by"),
             ("x,verify=1,ro", "\"verify=1\" is no option"),
             ("ephemeral,size=1G,verify", "\"verify\" is no option"),
+            ("x,queues=1,queues=2", "\"queues\" is said twice"),
+            ("x,ro,direct,ro", "\"ro\" is said twice"),
+            ("x,overlay,overlay=y", "\"overlay\" is said twice"),
+            ("ephemeral,size=1M,size=1M", "\"size\" is said twice"),
             ("x,format=vdi", "raw and qcow2"),
             ("x,queues=0", "1 to 16"),
             ("x,queues=17", "1 to 16"),
