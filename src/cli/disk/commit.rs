@@ -12,6 +12,9 @@ const HELP: &str = "\
 The image behind is changed: other overlays on it would show a mixture of old and new. If commit is interrupted, the
 overlay still shows everything, and another commit goes on.
 
+JSON: {\"backing\": the image that was written, \"copied\", \"zeroed\": in bytes,
+\"emptied\": whether the overlay is empty now}.
+
 Example:
   lodger disk commit vm1.qcow2";
 

@@ -13,6 +13,8 @@ const HELP: &str = "\
 A guest sees the same afterwards: what the old and the new image have different is copied into the overlay. If rebase is
 interrupted, the overlay still lies on the old image.
 
+JSON: {\"backing\": what it lies on, as its header says it, or null, \"copied\": in bytes}.
+
 Examples:
   lodger disk rebase vm1.qcow2 --backing template-2.qcow2
   lodger disk rebase vm1.qcow2 --none                      it holds everything itself then

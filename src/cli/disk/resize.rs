@@ -12,6 +12,8 @@ use crate::cli::AnyError;
 const HELP: &str = "\
 The guest's file system has to grow by itself afterwards (resize2fs, xfs_growfs).
 
+JSON: {\"old-size\", \"new-size\"}, in bytes.
+
 Examples:
   lodger disk resize vm1.qcow2 20G
   lodger disk resize vm1.qcow2 +5G";

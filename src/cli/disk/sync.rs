@@ -13,7 +13,7 @@ const HELP: &str = "\
 Both sides' hashes are kept beside the images, so that the next sync of unchanged images reads nothing. Every block is
 compared with its hash when it is read. If sync is interrupted, another one moves the rest.
 
-JSON: {\"size\", \"moved\", \"created\", \"verified\"}, in bytes.
+JSON: {\"size\", \"moved\", \"cut\", \"created\", \"verified\"}, in bytes.
 
 Examples:
   lodger disk sync vm1.qcow2 /backup/vm1.raw
@@ -56,8 +56,12 @@ pub fn sync(arguments: &SyncArgs) -> Result<u8, AnyError> {
     drop(progress);
     output::print(arguments.json, &done, |done| {
         let verified = if done.verified { ", verified" } else { "" };
+        let cut = match done.cut {
+            0 => String::new(),
+            bytes => format!(", cut {} off its end", size(bytes)),
+        };
         format!(
-            "moved {} of {} to {}{verified}",
+            "moved {} of {} to {}{cut}{verified}",
             size(done.moved),
             size(done.size),
             arguments.target.display()

@@ -15,6 +15,7 @@ pub fn convert(
     replace: bool,
     progress: Progress<'_>,
 ) -> Result<(), Error> {
+    super::check_apart(source, path)?;
     let new = NewFile::create(path, replace)?;
     create::prepare(&new, path, format, source.size(), None)?;
     let file = RawFile::new(new.file()?, false).map_err(Error::io("create", path))?;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::check_apart;
 use super::new_file::NewFile;
 use crate::storage::disk::{Disk, DiskOptions, Locking};
 use crate::storage::qcow2::{self, Backing};
@@ -37,6 +38,7 @@ pub fn create_overlay(
         ..DiskOptions::default()
     };
     let base = Disk::open(backing, &options)?;
+    check_apart(&base, path)?;
     let backing = Backing { name: name_from(path, backing)?, format: Some(base.format().to_string()) };
     let new = NewFile::create(path, replace)?;
     prepare(&new, path, Format::Qcow2, size.unwrap_or(base.size()), Some(&backing))?;

@@ -17,6 +17,7 @@ use std::path::Path;
 
 use vm_memory::VolatileSlice;
 
+use super::disk::{Identity, open_file};
 use super::{Disk, Error, Storage};
 
 pub(in crate::storage) use blocks::hash;
@@ -51,6 +52,21 @@ fn read_padded(disk: &Disk, offset: u64, to: &mut [u8]) -> Result<(), Error> {
 /// Writes a buffer to a disk, which is at `path`.
 fn write(disk: &dyn Storage, path: &Path, offset: u64, from: &mut [u8]) -> Result<(), Error> {
     disk.write(offset, &[VolatileSlice::from(from)]).map_err(Error::io("write", path))
+}
+
+/// Fails if what is to be written is what is read, or lies behind it.
+fn check_apart(read: &Disk, written: &Path) -> Result<(), Error> {
+    let Ok(there) =
+        open_file(written, true).and_then(|file| Identity::of(&file).map_err(Error::io("open", written)))
+    else {
+        return Ok(());
+    };
+    let what = match read.layers().iter().position(|layer| layer.identity.is_same_file(&there)) {
+        None => return Ok(()),
+        Some(0) => "what is to be read and what is to be written are the same",
+        Some(_) => "what is to be read lies on it",
+    };
+    Err(Error::refused(written, what, "choose another name"))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::blocks::{BLOCK_SIZE, BlockHashes, hash};
-use super::{CHUNK, Progress, convert, read, resize, write};
+use super::{CHUNK, Progress, check_apart, convert, read, resize, write};
 use crate::storage::{Disk, DiskOptions, Error, Format, Storage};
 
 /// How to sync.
@@ -27,6 +27,8 @@ pub struct Synced {
     pub size: u64,
     /// How many bytes were moved.
     pub moved: u64,
+    /// How many bytes the target has lost at its end.
+    pub cut: u64,
     /// Whether the target had to be made.
     pub created: bool,
     /// Whether what was written was read again and compared.
@@ -38,14 +40,15 @@ pub struct Synced {
 pub fn sync(source: &Path, target: &Path, how: Sync, progress: Progress<'_>) -> Result<Synced, Error> {
     let options = DiskOptions { read_only: true, format: how.source_format, ..DiskOptions::default() };
     let from = Disk::open(source, &options)?;
+    check_apart(&from, target)?;
     let wanted = hashes(&from, how.verify, progress)?;
     keep(&wanted, source);
     let created = !target.exists();
-    let mut moved = from.size();
+    let (mut moved, mut cut) = (from.size(), 0);
     if created {
         convert(&from, target, how.target_format.unwrap_or(from.format()), false, progress)?;
     } else {
-        moved = update(&from, &wanted, target, how, progress)?;
+        (moved, cut) = update(&from, &wanted, target, how, progress)?;
     }
     // The target as it is now: its hashes are known without reading it, unless that is what is wanted.
     let options = DiskOptions { read_only: true, format: how.target_format, ..DiskOptions::default() };
@@ -61,7 +64,7 @@ pub fn sync(source: &Path, target: &Path, how: Sync, progress: Progress<'_>) -> 
         ));
     }
     keep(&there, target);
-    Ok(Synced { size: from.size(), moved, created, verified: how.verify })
+    Ok(Synced { size: from.size(), moved, cut, created, verified: how.verify })
 }
 
 fn hashes(disk: &Disk, anew: bool, progress: Progress<'_>) -> Result<BlockHashes, Error> {
@@ -75,15 +78,17 @@ fn keep(hashes: &BlockHashes, image: &Path) {
     }
 }
 
+/// How many bytes were moved, and cut off.
 fn update(
     from: &Disk,
     wanted: &BlockHashes,
     target: &Path,
     how: Sync,
     progress: Progress<'_>,
-) -> Result<u64, Error> {
+) -> Result<(u64, u64), Error> {
     let options = DiskOptions { format: how.target_format, ..DiskOptions::default() };
     let mut to = Disk::open(target, &options)?;
+    let cut = to.size().saturating_sub(from.size());
     if to.size() != from.size() {
         let format = to.format();
         drop(to);
@@ -116,5 +121,5 @@ fn update(
     }
     to.flush().map_err(Error::io("write", target))?;
     progress(all, all);
-    Ok(moved)
+    Ok((moved, cut))
 }
