@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::VolatileSlice;
 
 use super::assumed::AssumedRaw;
+use super::error::EPHEMERAL;
 use super::format::{Content, recognise_file};
 use super::qcow2::{self, Access, Header, Held, Qcow2Disk};
 use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, Verified, lock};
@@ -150,7 +151,7 @@ impl Disk {
             .custom_flags(libc::O_TMPFILE)
             .mode(0o600)
             .open(dir)
-            .map_err(Error::io("make an ephemeral disk in", dir))?;
+            .map_err(Error::io(EPHEMERAL, dir))?;
         file.set_len(size).map_err(Error::io("give a size to an ephemeral disk in", dir))?;
         // There is no other path to it.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -399,7 +400,8 @@ pub(super) fn recognised(file: &File, path: &Path) -> Result<Format, Error> {
         Content::Foreign(name) => Err(Error::refused(
             path,
             format!("it looks like {name}, which is not read here"),
-            "convert it with `qemu-img convert`, or say format=raw if it really is a raw disk",
+            "convert it with `qemu-img convert`; if it really is a raw disk, say so (--disk FILE,format=raw; \
+             `lodger disk` has --format, --from and the like)",
         )),
     }
 }
@@ -418,7 +420,8 @@ fn check_name(path: &Path, header: &Header) -> Result<(), Error> {
                  could have written that to get at your files",
                 backing.name
             ),
-            "if it is meant to be one, say format=qcow2 or name it so; if it is a raw disk, say format=raw",
+            "if it is meant to be one, name it so; or say its format, qcow2 or raw (--disk FILE,format=raw; `lodger \
+             disk` has --format, --from and the like)",
         )),
         _ => Ok(()),
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refuses.
-    #[error("cannot {action} {}: {source}{}", path.display(), advice(.source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(.action, .source))]
     Io {
         /// What was tried, as in "open".
         action: &'static str,
@@ -18,7 +18,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Somebody else has the image.
-    #[error("{} is in use by {holder}: {}", path.display(), if *.for_writing {
+    #[error("{} is in use by {holder}: {}", path.display(), if *.only_read {
         "an image can be written by one at a time, and by nobody while others read it; make an overlay of it \
          (`lodger disk create NEW --backing IT`), or wait"
     } else {
@@ -29,8 +29,8 @@ pub enum Error {
         path: PathBuf,
         /// Who, as far as can be known.
         holder: String,
-        /// Whether it was to be written.
-        for_writing: bool,
+        /// Whether it was to be written, while whoever has it only reads it.
+        only_read: bool,
     },
     /// What the file says of itself cannot be.
     #[error("{} is damaged: {what}; `lodger disk check` tells more, and what can be done", path.display())]
@@ -67,9 +67,23 @@ impl Error {
     }
 }
 
-fn advice(error: &io::Error) -> &'static str {
+/// Disks without names are made so.
+pub(super) const EPHEMERAL: &str = "make an ephemeral disk in";
+
+fn advice(action: &str, error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => "; `lodger disk create` makes an image",
+        _ if action == EPHEMERAL => "; set TMPDIR to a directory where there can be one",
+        io::ErrorKind::NotFound if action == "open" => "; `lodger disk create` makes an image",
+        io::ErrorKind::NotFound if ["create", "find"].contains(&action) => "; make the directory first",
+        io::ErrorKind::FileTooLarge => {
+            "; choose a smaller size, another file system, or a higher limit (ulimit -f)"
+        }
+        // What is wrong with the content of an image.
+        io::ErrorKind::InvalidData | io::ErrorKind::Other | io::ErrorKind::Unsupported
+            if error.raw_os_error().is_none() && ["open", "read", "write", "resize"].contains(&action) =>
+        {
+            "; if it is a qcow2 image, `lodger disk check` tells whether it is damaged"
+        }
         io::ErrorKind::PermissionDenied => "; change the file's permissions, or open it read-only",
         io::ErrorKind::AlreadyExists => "; choose another name, or say --force to replace it",
         io::ErrorKind::StorageFull => "; free some space there",

@@ -30,7 +30,11 @@ const MOST_PROCESSES: usize = 100_000;
 pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Error> {
     match try_lock(file, for_writing) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Error::InUse { path: path.to_owned(), holder: holder(file), for_writing }),
+        Ok(false) => {
+            // Of what is being written, there can be no overlay either.
+            let only_read = for_writing && !is_written(file);
+            Err(Error::InUse { path: path.to_owned(), holder: holder(file), only_read })
+        }
         Err(error) if is_unsupported(&error) => {
             log::warn!("{} cannot be locked ({error}): see to it that nobody else uses it", path.display());
             Ok(())
@@ -55,6 +59,11 @@ fn try_lock(file: &File, for_writing: bool) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+fn is_written(file: &File) -> bool {
+    let byte = DOES + WRITE;
+    file_lock::conflict(file, Kind::Exclusive, byte..byte + 1).is_ok_and(|holds| holds.is_some())
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -117,7 +126,7 @@ mod tests {
         let (one, two, three) = (open(&path), open(&path), open(&path));
         lock(&one, &path, false).unwrap();
         lock(&two, &path, false).unwrap();
-        assert!(lock(&three, &path, true).is_err());
+        assert!(lock(&three, &path, true).unwrap_err().to_string().contains("make an overlay"));
         drop(one);
         // The refused one has left nothing behind.
         lock(&open(&path), &path, false).unwrap();
@@ -137,6 +146,7 @@ mod tests {
         lock(&one, &path, true).unwrap();
         let text = lock(&open(&path), &path, true).unwrap_err().to_string();
         assert!(text.contains("this process"), "{text}");
+        assert!(!text.contains("overlay"), "{text}");
         assert!(text.contains(path.to_str().unwrap()), "{text}");
     }
 }

@@ -196,7 +196,7 @@ fn hashes_that_are_missing_outdated_or_broken_are_an_error_before_anything_is_re
     let mut bytes = fs::read(&hashes).unwrap();
     bytes[100] ^= 1;
     fs::write(&hashes, bytes).unwrap();
-    both(&["holds no hashes", hashes.to_str().unwrap()]);
+    both(&["it is damaged", hashes.to_str().unwrap()]);
     fs::remove_file(&hashes).unwrap();
     both(&["no hashes to verify it by", name, "lodger disk hash"]);
 }

@@ -74,8 +74,17 @@ fn nothing_is_overwritten_without_force() {
     place.sample("b.raw", 1 << 20, 2);
     place.disk("convert a.raw b.raw --force");
     assert_eq!(std::fs::read(place.path("a.raw")).unwrap(), std::fs::read(place.path("b.raw")).unwrap());
-    // Into itself: the source is in use.
-    assert_eq!(place.try_disk("convert a.raw a.raw --force").0, Some(1));
+    // Into itself.
+    place.disk("create o.qcow2 --backing a.raw");
+    for (line, said) in [
+        ("convert a.raw a.raw --force", "are the same"),
+        ("convert o.qcow2 a.raw --force", "lies on it"),
+        ("create a.raw --backing a.raw --force", "are the same"),
+        ("sync a.raw ./a.raw", "are the same"),
+    ] {
+        let (status, text) = place.try_disk(line);
+        assert!(status == Some(1) && text.contains(said), "{line}: {text}");
+    }
 }
 
 #[test]
@@ -170,4 +179,52 @@ fn why_an_image_cannot_be_opened_is_json_too() {
     }
     let (status, text) = place.try_disk("resize zstd.qcow2 +1M");
     assert!(status == Some(1) && text.contains("zstd"), "{text}");
+}
+
+#[test]
+fn errors_say_what_can_be_done() {
+    let place = Place::new();
+    place.sample("a.raw", 1 << 20, 1);
+    std::fs::write(place.path("disk.vmdk"), b"KDMV".repeat(512)).unwrap();
+    // A bit of the refcount table that has no meaning.
+    place.disk("create bits.qcow2 --size 1M");
+    let mut bytes = std::fs::read(place.path("bits.qcow2")).unwrap();
+    let table = u64::from_be_bytes(bytes[48..56].try_into().unwrap()) as usize;
+    bytes[table + 7] |= 1;
+    std::fs::write(place.path("bits.qcow2"), bytes).unwrap();
+    for (line, said) in [
+        ("create nowhere/x --size 1M", "make the directory first"),
+        ("create nowhere/x.qcow2 --backing a.raw", "make the directory first"),
+        ("info nowhere/x", "makes an image"),
+        ("rebase a.raw --none", "no qcow2 image; name one that is"),
+        ("convert disk.vmdk x", "--from"),
+        ("sync a.raw bits.qcow2", "`lodger disk check` tells"),
+        ("create x --size 7E", "choose a smaller size"),
+    ] {
+        let (status, text) = place.try_disk(line);
+        assert!(status == Some(1) && text.contains(said), "{line}: {text}");
+    }
+    for (line, said) in [
+        ("create x --size 16E", "sizes are below 16E"),
+        ("create x --size 0", "whole sectors"),
+        ("create x --size 1000", "whole sectors"),
+        ("resize a.raw 1000", "whole sectors"),
+        ("resize a.raw +1", "whole sectors"),
+    ] {
+        let (status, text) = place.try_disk(line);
+        assert!(status == Some(2) && text.contains(said), "{line}: {text}");
+    }
+}
+
+#[test]
+fn a_sync_says_what_it_cut_off() {
+    let place = Place::new();
+    for (name, size) in [("a.raw", 1), ("b.raw", 3)] {
+        place.disk(&format!("create {name} --size {size}M"));
+    }
+    assert_eq!(
+        place.disk("sync a.raw b.raw --shrink"),
+        "moved 0 bytes of 1 MiB to b.raw, cut 2 MiB off its end\n"
+    );
+    assert_eq!(place.disk("sync a.raw b.raw --shrink"), "moved 0 bytes of 1 MiB to b.raw\n");
 }

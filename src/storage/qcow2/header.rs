@@ -75,7 +75,7 @@ impl Header {
             return Err(Error::refused(
                 path,
                 "it is no qcow2 image",
-                "leave the format out, or say format=raw",
+                "name one that is; if you have said its format, say raw, or nothing",
             ));
         }
         let version = be32(&start, 4);

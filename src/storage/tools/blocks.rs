@@ -107,8 +107,8 @@ impl BlockHashes {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let broken =
-            || Error::refused(&path, "it holds no hashes", "remove it; `lodger disk hash` makes it anew");
+        let refused = |what| Error::refused(&path, what, "remove it; `lodger disk hash` makes it anew");
+        let broken = || refused("it is damaged");
         let len = file.metadata().map_err(Error::io("read", &path))?.len();
         let mut header = [0; HEADER_LEN];
         let count = read_up_to(&file, &mut header, 0).map_err(Error::io("read", &path))?;
@@ -116,7 +116,10 @@ impl BlockHashes {
         let (block_size, size) = (number(16), number(24));
         // The file's length bounds what is allocated.
         let expected = size.div_ceil(BLOCK_SIZE).checked_mul(32).and_then(|len| len.checked_add(96));
-        if count < HEADER_LEN || &header[..16] != MAGIC || block_size != BLOCK_SIZE || expected != Some(len) {
+        if &header[..16] != MAGIC {
+            return Err(refused("it holds no hashes"));
+        }
+        if count < HEADER_LEN || block_size != BLOCK_SIZE || expected != Some(len) {
             return Err(broken());
         }
         let mut bytes = Vec::new();

@@ -207,7 +207,8 @@ fn damaged_hashes_are_refused() {
         let mut bytes = good.clone();
         bytes[at] ^= 0x80;
         fs::write(&path, bytes).unwrap();
-        assert!(BlockHashes::load(&overlay).is_err(), "byte {at}");
+        let text = BlockHashes::load(&overlay).unwrap_err().to_string();
+        assert!(text.contains(if at == 0 { "holds no hashes" } else { "is damaged" }), "byte {at}: {text}");
     }
     fs::write(&path, &good[..50]).unwrap();
     assert!(BlockHashes::load(&overlay).is_err());
