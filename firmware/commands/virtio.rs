@@ -101,5 +101,5 @@ pub fn disk(machine: &Machine, arguments: &str) -> Outcome {
         Rate(per_second(done.requests)),
         Size(per_second(done.requests * u64::from(bytes)))
     );
-    Ok(())
+    if done.failed == 0 { Ok(()) } else { Err(Refusal::Told) }
 }

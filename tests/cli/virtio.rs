@@ -217,6 +217,14 @@ fn a_console_passes_and_shows_what_the_guest_says() {
     assert!(shown.contains("lodger: one port\n"), "{shown}");
 }
 
+#[test]
+fn a_measurement_whose_requests_fail_has_failed() {
+    for (options, status) in [(",ro", 1), ("", 0)] {
+        let disk = ["--disk".to_owned(), format!("ephemeral,size=1M{options}")];
+        lodger(disk.into_iter().chain(guest("disk write 4096 1 4; exit")), "").with(status).silent();
+    }
+}
+
 /// So much that the rings' indices begin anew, too.
 #[test]
 fn random_numbers_pass_for_longer() {
