@@ -3,7 +3,7 @@
 //! Its file is readable for its owner alone from the first moment on, goes away with it, and takes the place of one
 //! that a process which died has left behind.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -11,11 +11,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::line::LineError;
 
 /// How many peers may wait for their turn.
 const BACKLOG: libc::c_int = 8;
+/// How long another process may take to replace what a dead one has left.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -30,12 +34,19 @@ impl Socket {
     pub fn listen(path: &Path) -> Result<Self, LineError> {
         let failed = |source| LineError::Socket { path: path.to_owned(), source };
         let address = address(path).ok_or_else(|| LineError::PathTooLong { path: path.to_owned() })?;
-        // One process at a time looks whether somebody listens, and takes the path if nobody does.
+        // Who replaces a socket has locked its directory meanwhile, and others leave it to him. Such a lock may also be
+        // anybody's who keeps it for ever, so it is asked for once, and waited for only if that matters, and not for long.
         let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         let lock = File::open(directory).ok();
-        // Without a lock all is well but for a race that nobody may ever see.
-        let _: Option<io::Result<()>> = lock.as_ref().map(File::lock);
-        make_way(path)?;
+        let mut has_turn = lock.as_ref().is_none_or(may_go_on);
+        if is_left_behind(path)? {
+            let start = Instant::now();
+            while !has_turn && start.elapsed() < PATIENCE {
+                thread::sleep(Duration::from_millis(1));
+                has_turn = lock.as_ref().is_none_or(may_go_on);
+            }
+            make_way(path)?;
+        }
         let listener = bind(&address).map_err(failed)?;
         let file = fs::symlink_metadata(path).map_err(failed)?;
         Ok(Self { listener, path: path.to_owned(), file: (file.dev(), file.ino()) })
@@ -67,17 +78,31 @@ impl Drop for Socket {
     }
 }
 
+/// Whether there is nobody to wait for: a lock that cannot be had at all is done without.
+fn may_go_on(directory: &File) -> bool {
+    !matches!(directory.try_lock(), Err(TryLockError::WouldBlock))
+}
+
 /// Removes a socket that nobody listens at.
 fn make_way(path: &Path) -> Result<(), LineError> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    // Somebody else may have replaced it while we waited.
+    if !is_left_behind(path)? {
+        return Ok(());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| LineError::Socket { path: path.to_owned(), source }),
+    }
+}
+
+/// Whether there is a socket that nobody listens at. Whatever else is there is an error.
+fn is_left_behind(path: &Path) -> Result<bool, LineError> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(false) };
     let path = path.to_owned();
     if !found.file_type().is_socket() {
         return Err(LineError::NoSocket { path });
     }
-    match is_deserted(&path) {
-        true => fs::remove_file(&path).map_err(|source| LineError::Socket { path, source }),
-        false => Err(LineError::InUse { path }),
-    }
+    if is_deserted(&path) { Ok(true) } else { Err(LineError::InUse { path }) }
 }
 
 /// Whether nobody listens at a socket. To ask with another kind of socket is no visit: whoever listens does not notice.
@@ -126,6 +151,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
 
     use super::super::line::tests::Scratch;
     use super::*;
@@ -152,6 +178,45 @@ mod tests {
         let socket = Socket::listen(&path).unwrap();
         let _peer = UnixStream::connect(&path).unwrap();
         assert!(socket.accept().is_some());
+    }
+
+    /// `systemd-tmpfiles` is told by a lock on a directory that it is in use; a machine's own has one as well.
+    #[test]
+    fn a_lock_on_its_directory_holds_no_socket_up() {
+        for exclusive in [false, true] {
+            let scratch = Scratch::new("locked");
+            let (fresh, stale) = (scratch.at("fresh"), scratch.at("stale"));
+            drop(UnixListener::bind(&stale).unwrap());
+            let directory = File::open(scratch.at("")).unwrap();
+            if exclusive { directory.lock() } else { directory.lock_shared() }.unwrap();
+            let (sender, receiver) = mpsc::channel();
+            thread::spawn(move || {
+                for path in [fresh, stale] {
+                    sender.send(Socket::listen(&path)).unwrap();
+                }
+            });
+            for _ in 0..2 {
+                let listens = receiver.recv_timeout(Duration::from_secs(20)).expect("it waits for the lock");
+                listens.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_that_replace_a_socket_at_once_one_has_it() {
+        let scratch = Scratch::new("many");
+        let path = scratch.at("socket");
+        for _ in 0..20 {
+            drop(UnixListener::bind(&path).unwrap());
+            let sockets: Vec<_> = thread::scope(|scope| {
+                let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| Socket::listen(&path))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(sockets.iter().filter(|socket| socket.is_ok()).count(), 1, "{sockets:?}");
+            assert!(path.exists());
+            drop(sockets);
+            assert!(!path.exists());
+        }
     }
 
     #[test]

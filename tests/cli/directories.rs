@@ -294,3 +294,18 @@ fn an_ephemeral_disk_is_where_there_is_room() {
     assert_eq!(place(None), Path::new("/var/tmp"));
     assert_eq!(place(Some(scratch.path())), scratch.path());
 }
+
+/// It has a lock on its directory, against those who clear up in `/tmp`.
+#[test]
+fn a_socket_can_be_in_the_vms_own_directory() {
+    let scratch = Scratch::new();
+    let runtime = session(&scratch);
+    let path = runtime.join("lodger/one/agent.sock");
+    let mut command = in_session(&runtime);
+    command.args(["--name", "one", "--port", &format!("agent,socket={}", path.display())]);
+    let (running, _pipes) = waiting(&mut command, "");
+    assert!(path.exists());
+    running.signal(libc::SIGTERM);
+    running.finish();
+    assert_eq!(listed(&runtime.join("lodger")), [""; 0]);
+}
