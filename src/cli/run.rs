@@ -208,11 +208,17 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     console::catch_fatal_signals();
     let kvm = Kvm::open()?;
     timeline.mark("KVM opened and probed");
+    let config = arguments.config();
+    let console_file = match &arguments.console.place {
+        console::Spec::File(path) => Some(path.as_path()),
+        _ => None,
+    };
+    config.check_outputs(console_file)?;
     let mut console = Console::connect(&arguments.console.place)?;
     let output = console.output();
-    let config = arguments.config();
     let names = Names::new(&arguments.profile, &config)?;
     let machine = Machine::build(&kvm, &config, Arc::clone(&output) as _, &mut timeline)?;
+    console.empty_file()?;
     if let Some(path) = console.pty_path() {
         say!("lodger: the console is on {}", path.display());
     }

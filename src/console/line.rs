@@ -5,10 +5,8 @@
 //! nothing is missing from a snapshot.
 
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -16,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::explain;
 use super::pty::Pty;
 use super::sink::{self, poll, poll_entry};
 use super::socket::Socket;
+use super::{explain, file};
 use crate::{event, threads};
 
 const STACK_SIZE: usize = 64 << 10;
@@ -257,11 +255,8 @@ impl Drop for Line {
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd, LineError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644);
-    // A named pipe without a reader is an error then, and not a wait without a word.
-    let file = options.custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(path);
-    file.map(OwnedFd::from).map_err(|source| LineError::File { path: path.to_owned(), source })
+    let opened = file::open(path).and_then(|file| file::empty(&file).map(|()| file));
+    opened.map(OwnedFd::from).map_err(|source| LineError::File { path: path.to_owned(), source })
 }
 
 /// What the thread of a line works with.

@@ -5,6 +5,7 @@
 //! [`Console::read_input`] returns to the device. A [`Line`] does both for a port by itself. `vm/` and the command line
 //! rely on this room; it knows neither devices nor machines.
 
+mod file;
 mod keys;
 mod line;
 mod output;
@@ -15,10 +16,9 @@ mod spec;
 mod terminal;
 mod writer;
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,6 +117,7 @@ pub struct Console {
 
 enum Source {
     None,
+    File { file: File, path: PathBuf },
     Standard(Standard),
     Pty(Pty),
 }
@@ -142,11 +143,13 @@ impl Console {
     /// Connects a console and takes the terminal, if it is on one.
     pub fn open(spec: &Spec) -> Result<Self, Error> {
         let mut console = Self::connect(spec)?;
+        console.empty_file()?;
         console.take_terminal()?;
         Ok(console)
     }
 
-    /// Connects a console, and leaves the terminal as it is until [`take_terminal`](Self::take_terminal).
+    /// Connects a console, and leaves the terminal as it is until [`take_terminal`](Self::take_terminal), and a file until
+    /// [`empty_file`](Self::empty_file).
     pub fn connect(spec: &Spec) -> Result<Self, Error> {
         match spec {
             Spec::None => Ok(Self { output: Arc::new(Output::discard()), source: Source::None }),
@@ -164,17 +167,21 @@ impl Console {
     }
 
     fn open_file(path: &Path) -> Result<Self, Error> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            // A named pipe without a reader is an error then, and not a wait without a word.
-            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|source| Error::File { path: path.to_owned(), source })?;
-        let sink = Sink::new(Handle::Owned(file.into()));
-        Ok(Self { output: Arc::new(Output::new(sink, Timing::default())), source: Source::None })
+        let open = || {
+            let file = file::open(path)?;
+            let sink = Sink::new(Handle::Owned(file.try_clone()?.into()));
+            Ok((file, sink))
+        };
+        let (file, sink) = open().map_err(|source| Error::File { path: path.to_owned(), source })?;
+        let source = Source::File { file, path: path.to_owned() };
+        Ok(Self { output: Arc::new(Output::new(sink, Timing::default())), source })
+    }
+
+    /// Empties the file that the console goes to, unless it is an image that somebody uses: to be called when the machine
+    /// has its disks, and before it runs.
+    pub fn empty_file(&self) -> Result<(), Error> {
+        let Source::File { file, path } = &self.source else { return Ok(()) };
+        file::empty(file).map_err(|source| Error::File { path: path.clone(), source })
     }
 
     fn open_pty(timing: Timing) -> Result<Self, Error> {
@@ -252,7 +259,7 @@ impl Console {
     /// key is swallowed and answered with a hint. Pipes, files and pseudo-terminals are passed as they are.
     pub fn read_input(&mut self, buffer: &mut [u8]) -> io::Result<Input> {
         match &mut self.source {
-            Source::None => Ok(Input::End),
+            Source::None | Source::File { .. } => Ok(Input::End),
             // Our own slave keeps the terminal open, so its end is never seen.
             Source::Pty(pty) => read_ready(pty.master.as_fd(), buffer),
             Source::Standard(standard) => standard.read(buffer, &self.output),

@@ -11,6 +11,7 @@ mod directory;
 mod disk;
 mod machine;
 mod outcome;
+mod outputs;
 mod processors;
 mod rate;
 mod timeline;
@@ -18,6 +19,7 @@ mod virtio;
 mod watch;
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::console::{LineError, Output};
 use crate::devices::ByteSink;
@@ -76,6 +78,16 @@ pub enum Error {
         name: String,
         /// Why.
         source: LineError,
+    },
+    /// What is there would be lost.
+    #[error("{output} cannot write to {}, which is {used_as} of this VM: choose another file", path.display())]
+    OutputToUsed {
+        /// What writes, as in "the console".
+        output: String,
+        /// The file.
+        path: PathBuf,
+        /// What it is already, as in "a disk".
+        used_as: String,
     },
     /// The guest could not tell them apart.
     #[error("two ports are called {0}: give each a name of its own")]

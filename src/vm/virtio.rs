@@ -49,6 +49,7 @@ pub(super) struct Plan {
 
 /// Opens what the devices need.
 pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
+    config.check_outputs(None)?;
     let mut files = Files::new(config.name.as_ref())?;
     let disks = config.disks.iter().enumerate();
     let disks = disks.map(|(number, spec)| disk(spec, number, &mut files)).collect::<Result<Vec<_>, _>>()?;
@@ -58,6 +59,7 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     }
     let balloon = config.balloon.map(|spec| balloon(spec, &config.memory)).transpose()?;
     devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
+    // After the disks: images that are in use are locked, and no file for output then.
     let Opened { console, ports, lines } = console::open(config)?;
     devices.extend(console.iter().chain(&ports).map(|device| Arc::clone(device) as _));
     if devices.len() > INTERRUPTS.len() {

@@ -94,6 +94,49 @@ fn what_is_somebody_elses_stays_as_it_is() {
     assert!(!Path::new(&made).exists());
 }
 
+/// By the configuration where that names it, or else by the locks that images have.
+#[test]
+fn a_file_that_a_vm_needs_is_never_emptied() {
+    let scratch = Scratch::new();
+    let content = vec![7; 1 << 20];
+    let (disk, initrd) = (scratch.file("disk.raw", &content), scratch.file("initrd", &content));
+    let overlay = scratch.at("overlay.qcow2");
+    lodger(["disk", "create", &overlay, "--backing", &disk, "--backing-format", "raw"], "").with(0);
+    let link = scratch.at("link");
+    std::os::unix::fs::symlink(&disk, &link).unwrap();
+    let refused = |disk: &str, file: &str, words: &[&str]| {
+        for output in [format!("--console=file={file}"), format!("--port=log,file={file}")] {
+            for arguments in [["--disk", disk, &output, "--rng"], [&output, "--rng", "--disk", disk]] {
+                lodger(["run"].into_iter().chain(arguments), "").refused(words);
+            }
+        }
+        assert!(fs::read(file).unwrap() == content, "{file}");
+    };
+    refused(&disk, &disk, &[&disk, "a disk of this VM", "choose another file"]);
+    refused(&disk, &link, &["a disk of this VM"]);
+    refused(&format!("{disk},format=raw,overlay"), &disk, &["a disk of this VM"]);
+    refused(&overlay, &disk, &["cannot write", "an image that a VM or another program uses"]);
+    let embedded = ["run", "--initrd", &initrd, "--port", &format!("log,file={initrd}")];
+    lodger(embedded, "").refused(&["the port log cannot write to", "an initial file system of this VM"]);
+    assert!(fs::read(&initrd).unwrap() == content);
+    // Another VM's.
+    let mut command = program();
+    let arguments = ["run", "--disk", &overlay, "--port", "screen,pty"];
+    let mut other = Running::start(command.args(arguments).stdin(Stdio::piped()));
+    let _input = other.stdin();
+    BufReader::new(other.stderr()).read_line(&mut String::new()).unwrap();
+    refused("ephemeral,size=1M", &disk, &["an image that a VM or another program uses"]);
+    other.signal(libc::SIGKILL);
+    other.wait();
+    // One that cannot start for another reason has lost nothing either.
+    let log = scratch.file("log", &content);
+    let console = format!("--console=file={log}");
+    lodger(["run", &scratch.at("none"), &console], "").refused(&["none"]);
+    assert!(fs::read(&log).unwrap() == content);
+    lodger(guest("exit 3").into_iter().chain([console]), "").with(3).silent();
+    assert!(fs::read(&log).unwrap().len() < 1000);
+}
+
 #[test]
 fn clients_of_a_guest_that_never_listens_hold_nothing_up() {
     let scratch = Scratch::new();
