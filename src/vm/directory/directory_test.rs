@@ -113,12 +113,29 @@ fn what_the_dead_have_left_is_removed_and_the_living_keep_theirs() {
 fn a_dead_ones_name_is_free_and_its_files_are_gone() {
     let dir = TempDir::new();
     let root = root(&dir);
-    for files in [&[(PID, "99999999\n"), ("disk0.qcow2", "data")][..], &[(PID, "")], &[], &[("file", "")]] {
+    for files in [&[(PID, "99999999\n"), ("disk0.qcow2", "data")][..], &[(PID, "")], &[]] {
         leave(&root, "one", files);
         let taken = Directory::take(&root, &name("one")).unwrap();
         assert_eq!(listed(taken.path()), [PID]);
         assert_eq!(owner(&taken.pid), Some(process::id()));
     }
+}
+
+/// `pid` is the first file to be made and the last to be removed.
+#[test]
+fn what_was_never_a_machines_is_refused_and_stays() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    let path = leave(&root, "mine", &[("data", "precious")]);
+    fs::create_dir(path.join("more")).unwrap();
+    let said = Directory::take(&root, &name("mine")).unwrap_err().to_string();
+    assert!(said.contains(path.to_str().unwrap()) && said.contains("was no VM's"), "{said}");
+    assert!(said.contains("choose another name"), "{said}");
+    assert_eq!(listed(&path), ["data", "more"]);
+    assert_eq!(fs::read_to_string(path.join("data")).unwrap(), "precious");
+    // Nor does the next one to come remove it.
+    drop(Directory::take(&root, &name("other")).unwrap());
+    assert_eq!(listed(&path), ["data", "more"]);
 }
 
 #[test]

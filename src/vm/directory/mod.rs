@@ -3,7 +3,7 @@
 //! It is `$XDG_RUNTIME_DIR/lodger/NAME`, or `/tmp/lodger-UID/NAME` where there is no such variable. There is no daemon
 //! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is holds a
 //! lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead machine's; the
-//! next one that is made clears it away. A machine that keeps nothing in files and was given no name has none: it would
+//! next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing in files and was given no name has none: it would
 //! cost 50 µs in memory, and milliseconds on some disks.
 //!
 //! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living one:
@@ -48,6 +48,14 @@ pub enum DirectoryError {
         name: Name,
         /// Who runs the other one.
         holder: String,
+    },
+    /// Something else has that name.
+    #[error(
+        "{} was no VM's, as it holds files but no {PID}, and stays as it is; choose another name with --name", path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
     },
     /// It would not be ours alone.
     #[error("{} is no place for the files of a VM: {what}; {advice}", path.display())]
@@ -181,7 +189,7 @@ impl Directory {
                 .map_err(|_| Error::io("name", root.path())(io::ErrorKind::InvalidInput.into()))?;
             match Self::take(root, &name) {
                 // Another machine in this process, or a process of the same number in another container.
-                Err(Error::Taken { .. }) if number < MOST_NAMES => number += 1,
+                Err(Error::Taken { .. } | Error::Foreign { .. }) if number < MOST_NAMES => number += 1,
                 other => return other,
             }
         }
@@ -216,6 +224,7 @@ impl Drop for Directory {
 /// Tries to become the owner of the directory at `path`.
 fn attempt(path: &Path) -> Result<Attempt, Error> {
     let pid = match root::make(path)
+        .and_then(|()| refuse_foreign(path))
         .and_then(|()| open_pid(path, true).map_err(Error::io("open", &path.join(PID))))
     {
         Ok(pid) => pid,
@@ -233,6 +242,24 @@ fn attempt(path: &Path) -> Result<Attempt, Error> {
         // It is being made or removed, or was just now.
         _ => Attempt::Changing,
     })
+}
+
+fn refuse_foreign(path: &Path) -> Result<(), Error> {
+    match is_foreign(path).map_err(Error::io("look into", path))? {
+        true => Err(Error::Foreign { path: path.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// Whether there is something in the directory that no machine has left: as long as one has files, it has `pid`. Others may
+/// come and go meanwhile.
+fn is_foreign(path: &Path) -> io::Result<bool> {
+    let has_pid = || fs::symlink_metadata(path.join(PID)).is_ok();
+    if has_pid() {
+        return Ok(false);
+    }
+    let Some(entry) = fs::read_dir(path)?.next().transpose()? else { return Ok(false) };
+    Ok(!has_pid() && fs::symlink_metadata(entry.path()).is_ok() && entry.file_name() != PID)
 }
 
 /// Removes the directories whose machines are dead, but for the one of our own name.
