@@ -409,6 +409,61 @@ fn a_peer_that_leaves_frees_what_the_driver_waits_to_send() {
     driver.until("the chain comes back", || driver.used(OUTPUT[2]) == 1);
 }
 
+/// Has somebody at the third port, and for him more than it holds, and another chain.
+#[track_caller]
+fn fill_agent(console: &Arc<Console>, driver: &mut Driver) {
+    let agent = port(console, 2);
+    assert!(agent.arrive());
+    assert_eq!(hear(driver), (2, OPEN, 1, vec![]));
+    driver.put(DATA, &[b'o'; 100_000]);
+    driver.chain(OUTPUT[2], &[(DATA, 100_000, false)]);
+    driver.chain(OUTPUT[2], &[(DATA, 10, false)]);
+    driver.ring(OUTPUT[2]);
+    driver.until("it is full", || agent.output(&mut vec![0; CAPACITY]) == CAPACITY);
+}
+
+#[test]
+fn what_waited_for_a_peer_that_has_left_is_not_the_next_ones() {
+    let console = console();
+    let mut driver = driver(&console);
+    set_up(&mut driver);
+    let agent = Arc::clone(port(&console, 2));
+    for _ in 0..3 {
+        fill_agent(&console, &mut driver);
+        let before = driver.used(OUTPUT[2]);
+        driver.transport.pause();
+        agent.leave();
+        // Told now, the guest would make way for the next one before its chains are gone.
+        assert_eq!(console.save().ports[2].as_ref().unwrap().untold, 0);
+        driver.transport.resume();
+        assert_eq!(hear(&mut driver), (2, OPEN, 0, vec![]));
+        assert_eq!(driver.used(OUTPUT[2]), before + 2);
+        assert!(agent.arrive() && !agent.has_output());
+        assert_eq!(hear(&mut driver), (2, OPEN, 1, vec![]));
+        send(&mut driver, 2, b"to the next");
+        assert_eq!(output(&agent), b"to the next");
+        agent.leave();
+        assert_eq!(hear(&mut driver), (2, OPEN, 0, vec![]));
+    }
+}
+
+#[test]
+fn the_rest_of_a_chain_is_not_the_next_peers_where_the_driver_cares_for_no_peers() {
+    let console = console();
+    let mut driver = driver(&console);
+    set_up(&mut driver);
+    let agent = Arc::clone(port(&console, 2));
+    fill_agent(&console, &mut driver);
+    let before = driver.used(OUTPUT[2]);
+    say(&mut driver, 2, PORT_READY, 0);
+    driver.transport.pause();
+    agent.leave();
+    assert!(agent.arrive());
+    driver.transport.resume();
+    driver.until("the chains come back", || driver.used(OUTPUT[2]) == before + 2);
+    assert_eq!(output(&agent).len(), 10);
+}
+
 #[test]
 fn peers_come_and_go_while_there_is_no_driver() {
     let console = console();

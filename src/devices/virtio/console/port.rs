@@ -1,7 +1,8 @@
 //! One port: what is on its way through it, and who is there on either side.
 //!
-//! The host's end comes and goes in sessions. What a peer sent before it left still reaches the guest, then the guest
-//! hears that the port is closed, and only then the next peer may come: no session sees bytes of another.
+//! The host's end comes and goes in sessions. What a peer sent before it left still reaches the guest, and what the
+//! driver had for that peer in its queue is thrown away; then the guest hears that the port is closed, and only then the
+//! next peer may come: no session sees bytes of another, but for what a guest sends before it has looked.
 
 use std::collections::VecDeque;
 use std::io;
@@ -64,6 +65,8 @@ struct State {
     untold: u8,
     /// How much of the first chain in the queue was taken, if there was no room for all of it.
     taken: u64,
+    /// How many chains the driver may still have in its queue for a peer that has left.
+    leftover: u16,
     /// The driver has more to send than there was room for.
     sending: bool,
     /// The host's end has more to send than there was room for.
@@ -104,6 +107,7 @@ impl Port {
             open: false,
             untold: 0,
             taken: 0,
+            leftover: 0,
             sending: false,
             offering: false,
         };
@@ -135,11 +139,23 @@ impl Port {
     pub fn leave(&self) {
         let mut state = self.state();
         if state.host == Host::Peer {
-            state.host = Host::Left;
-            state.output.clear();
-            self.ask_for_more(&mut state);
+            self.part(&mut state);
             self.settle(&mut state);
         }
+    }
+
+    /// Begins the end of a session.
+    fn part(&self, state: &mut State) {
+        state.host = Host::Left;
+        state.output.clear();
+        // More are not in the queue at any moment.
+        state.leftover = QUEUE_SIZE;
+        if state.taken > 0 {
+            // Of the chain that was begun, nothing is left for anybody.
+            state.taken = u64::MAX;
+        }
+        state.sending = false;
+        self.wake(|number| receiving(number) + 1);
     }
 
     /// Whether a peer may come.
@@ -203,7 +219,7 @@ impl Port {
     pub(super) fn reset(&self) {
         let mut state = self.state();
         (state.ready, state.open, state.untold) = (false, false, 0);
-        (state.taken, state.sending) = (0, false);
+        (state.taken, state.leftover, state.sending) = (0, 0, false);
         self.settle(&mut state);
     }
 
@@ -277,6 +293,7 @@ impl Port {
         for _ in 0..QUEUE_SIZE {
             let mut state = self.state();
             let Some(whole) = queue.peek(|chain, memory| self.take(&mut state, chain, memory))? else {
+                self.has_swallowed(&mut state, QUEUE_SIZE);
                 return Ok(false);
             };
             if !whole {
@@ -285,8 +302,17 @@ impl Port {
             }
             state.taken = 0;
             queue.one(|_, _| Ok(0))?;
+            self.has_swallowed(&mut state, 1);
         }
         Ok(true)
+    }
+
+    /// So many chains, or more than there are, were not for the next peer.
+    fn has_swallowed(&self, state: &mut State, count: u16) {
+        if state.leftover > 0 {
+            state.leftover = state.leftover.saturating_sub(count);
+            self.settle(state);
+        }
     }
 
     /// Takes what there is room for; whether that was all of the chain.
@@ -349,7 +375,7 @@ impl Port {
     }
 
     fn tell_one(&self, what: u8, state: &mut State, queue: &mut Queue, size: Size) -> Result<bool, Misuse> {
-        let open = state.host == Host::Peer || state.host == Host::Left && !state.input.is_empty();
+        let open = state.host == Host::Peer || state.host == Host::Left && state.is_busy();
         let (event, value, rest) = match what {
             untold::ADDED => (Event::PortAdd, 1, Rest::Nothing),
             untold::CONSOLE => (Event::ConsolePort, 1, Rest::Nothing),
@@ -370,21 +396,22 @@ impl Port {
         Ok(told)
     }
 
-    /// Ends the session of a peer that has left, once the guest has its input and knows.
+    /// Ends the session of a peer that has left, once the guest has its input and knows. A driver that has not set the
+    /// port up knows of nobody, and has sent nothing.
     fn settle(&self, state: &mut State) {
         if state.host != Host::Left || !state.input.is_empty() {
             return;
         }
-        if state.ready {
-            self.tell_later(state, untold::OPEN);
-        } else {
+        if !state.ready {
             self.make_free(state);
+        } else if !state.is_busy() {
+            self.tell_later(state, untold::OPEN);
         }
     }
 
     fn make_free(&self, state: &mut State) {
         if state.host == Host::Left {
-            state.host = Host::Nobody;
+            (state.host, state.leftover) = (Host::Nobody, 0);
             event::signal(&self.event);
         }
     }
@@ -419,7 +446,7 @@ impl Port {
 
     pub(super) fn save(&self) -> SavedPort {
         let Self { name, peers: _, state, event: _, place: _ } = self;
-        let State { input, output, host, ready, open, untold, taken, sending: _, offering: _ } =
+        let State { input, output, host, ready, open, untold, taken, leftover: _, sending: _, offering: _ } =
             &*lock(state);
         SavedPort {
             name: name.clone(),
@@ -448,10 +475,10 @@ impl Port {
         state.output = output.iter().copied().collect();
         (state.ready, state.open, state.untold, state.taken) = (*ready, *open, *untold, *taken);
         if self.peers == Peers::Many {
-            // Whoever was there is not here.
+            // Whoever was there is not here, and the driver may have more for him.
             state.output.clear();
             if *host != Host::Nobody {
-                state.host = Host::Left;
+                self.part(&mut state);
             }
         } else if *host != Host::Peer {
             self.tell_later(&mut state, untold::OPEN);
@@ -467,6 +494,13 @@ fn receiving(number: u32) -> u16 {
     match number as u16 {
         0 => 0,
         other => 2 * other + 2,
+    }
+}
+
+impl State {
+    /// Whether something is on its way from or to a peer that has left.
+    fn is_busy(&self) -> bool {
+        self.leftover > 0 || !self.input.is_empty()
     }
 }
 
