@@ -147,8 +147,10 @@ pub struct RunArgs {
     ///   NAME,socket=PATH  a Unix socket, for one client at a time; others wait for their turn
     ///   NAME,pty          a new pseudo-terminal, whose path is printed
     ///   NAME,file=PATH    output to a file, no input
-    /// Linux calls them /dev/vportNp1, /dev/vportNp2 and so on, N being 0 unless there are other virtio devices, and
-    /// with udev /dev/virtio-ports/NAME. What a guest sends while no client is there is lost.
+    /// Linux calls them /dev/vportNp1, /dev/vportNp2 and so on, and with udev /dev/virtio-ports/NAME. N is the number of
+    /// the virtio device: how many disks, --rng, --balloon and --console virtio there are. While no client is there, who
+    /// writes in a Linux guest waits for one; what was under way to a client that leaves is lost.
+    /// A file is emptied at the start. One that the VM needs, a disk for example, is refused.
     #[arg(long, value_name = "NAME,WHERE", verbatim_doc_comment)]
     port: Vec<PortSpec>,
 
