@@ -153,7 +153,7 @@ enum State {
 enum World {
     Socket(Socket),
     Pty(OwnedFd),
-    File(Option<OwnedFd>),
+    File(OwnedFd),
     Sink(Box<Pour>),
 }
 
@@ -164,7 +164,7 @@ impl Line {
     pub fn open(name: &str, place: &Place, guest: Arc<dyn GuestEnd>) -> Result<Self, LineError> {
         let (world, pty) = match place {
             Place::Socket(path) => (World::Socket(Socket::listen(path)?), None),
-            Place::File(path) => (World::File(Some(open_file(path)?)), None),
+            Place::File(path) => (World::File(open_file(path)?), None),
             Place::Pty => {
                 // The users' end is theirs alone, so that one can see whether there are any.
                 let Pty { master, slave, path } = Pty::open().map_err(LineError::Pty)?;
@@ -296,10 +296,8 @@ impl Carrier {
         match world {
             World::Sink(sink) => self.pour(&*sink),
             World::File(file) => {
-                if let Some(file) = file {
-                    self.converse(Peer { reads: false, ..Peer::new(PeerFd::Own(file)) });
-                }
-                // The guest may go on to print, for nobody.
+                // When it can take no more the guest may go on to print, for nobody.
+                self.converse(Peer { reads: false, ..Peer::new(PeerFd::Own(file)) });
             }
             World::Socket(socket) => {
                 let accept = || socket.accept().map(PeerFd::Own);

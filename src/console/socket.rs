@@ -102,13 +102,25 @@ fn is_left_behind(path: &Path) -> Result<bool, LineError> {
     if !found.file_type().is_socket() {
         return Err(LineError::NoSocket { path });
     }
-    if is_deserted(&path) { Ok(true) } else { Err(LineError::InUse { path }) }
+    match is_deserted(&path) {
+        Ok(true) => Ok(true),
+        Ok(false) => Err(LineError::InUse { path }),
+        Err(source) => Err(LineError::Socket { path, source }),
+    }
 }
 
 /// Whether nobody listens at a socket. To ask with another kind of socket is no visit: whoever listens does not notice.
-fn is_deserted(path: &Path) -> bool {
-    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
-    asked.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+fn is_deserted(path: &Path) -> io::Result<bool> {
+    match UnixDatagram::unbound()?.connect(path) {
+        Ok(()) => Ok(false),
+        Err(error) => match error.raw_os_error() {
+            // Somebody listens, with the other kind.
+            Some(libc::EPROTOTYPE) => Ok(false),
+            // It may also be gone by now.
+            Some(libc::ECONNREFUSED | libc::ENOENT) => Ok(true),
+            _ => Err(error),
+        },
+    }
 }
 
 fn address(path: &Path) -> Option<libc::sockaddr_un> {
@@ -234,6 +246,30 @@ mod tests {
         assert!(path.exists());
         drop(second);
         assert!(!path.exists());
+    }
+
+    /// Root may ask anybody's, so a thread becomes somebody else.
+    #[test]
+    fn a_socket_that_may_not_be_asked_is_not_said_to_be_in_use() {
+        const NOBODY: libc::c_long = 65534;
+        let scratch = Scratch::new("foreign");
+        let path = scratch.at("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        let said = thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                // SAFETY: only numbers; the bare call changes this thread alone, which ends soon.
+                let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, NOBODY, -1_i64) };
+                (changed == 0).then(|| Socket::listen(&path).unwrap_err().to_string())
+            });
+            other.join().unwrap()
+        });
+        let Some(said) = said else {
+            eprintln!("skipped: only root can become somebody else");
+            return;
+        };
+        assert!(said.contains("cannot listen at") && said.contains("Permission denied"), "{said}");
+        assert!(path.exists());
     }
 
     #[test]

@@ -252,6 +252,15 @@ fn where_others_can_exchange_it_no_directory_is_made() {
     assert!(said.contains("others may replace it"), "{said}");
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o1777)).unwrap();
     Root::at(dir.path().join("root")).unwrap();
+    if user() == 0 {
+        // Neither mode nor stickiness bind the owner.
+        for mode in [0o700, 0o755, 0o1777] {
+            fs::set_permissions(dir.path(), PermissionsExt::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
+            let said = Root::at(dir.path().join("root")).unwrap_err().to_string();
+            assert!(said.contains("user 12345 may replace it"), "{said}");
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! In `/tmp` anybody could have made such a directory before, to look into it or to lead us elsewhere. So what is there is
 //! looked at before it is used: it has to be a directory, ours, and nobody else's to enter. Who cannot write to what is
-//! around it cannot exchange it afterwards, and in a sticky directory only its owner can.
+//! around it cannot exchange it afterwards, and in a sticky directory only its owner can, and the owner of what is around
+//! it, which has to be ours or root's.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -10,6 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{Error, user};
+
+/// The user who may do anything anyway.
+const ROOT: u32 = 0;
 
 /// A directory that holds those of machines.
 #[derive(Debug)]
@@ -33,10 +37,9 @@ impl Root {
         make(&path)?;
         if let Some(around) = path.parent()
             && let Ok(status) = fs::metadata(around)
-            && status.mode() & 0o022 != 0
-            && status.mode() & 0o1000 == 0
+            && let Some(who) = who_may_replace(&status)
         {
-            let what = format!("others may replace it, as they may write to {}", around.display());
+            let what = format!("{who} may replace it, by way of {}", around.display());
             return Err(Error::Unsafe {
                 path,
                 what,
@@ -49,6 +52,15 @@ impl Root {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Who else may exchange what is in a directory.
+fn who_may_replace(around: &fs::Metadata) -> Option<String> {
+    if ![user(), ROOT].contains(&around.uid()) {
+        return Some(format!("user {}", around.uid()));
+    }
+    let (others_write, sticky) = (around.mode() & 0o022 != 0, around.mode() & 0o1000 != 0);
+    (others_write && !sticky).then(|| "others".to_owned())
 }
 
 /// Makes a directory that is ours alone, or finds that it is one.
