@@ -78,8 +78,9 @@ pub fn main() -> ExitCode {
     let timeline = Timeline::start();
     share_one_heap();
     signals::outlive_file_limits();
-    // RUST_LOG chooses what is logged; by default warnings are, to standard error.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+    // RUST_LOG chooses what is logged; by default warnings are, to standard error. A guest may cause any number of those of
+    // virtio_queue, and what they are about is told by ours as well.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off"))
         .format(|out, record| {
             // A raw terminal does not return to the left by itself.
             let end = if console::terminal_is_raw() { "\r\n" } else { "\n" };

@@ -13,6 +13,7 @@ use virtio_queue::{Queue as Rings, QueueState, QueueT};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::complaints::Complaints;
 use super::worker::{Served, Worker};
 use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Link, Misuse, Queue, VERSION_1};
 use crate::bus::{self, Action};
@@ -49,6 +50,7 @@ pub struct Mmio {
     state: Mutex<State>,
     /// Set by a thread of the device whose driver misuses it.
     misused: Arc<AtomicBool>,
+    complaints: Arc<Complaints>,
 }
 
 struct State {
@@ -140,7 +142,9 @@ impl Mmio {
         let state = State { registers: Registers::default(), rings: rings(sizes)?, workers: Vec::new() };
         let interrupt = Arc::new(Interrupt::new(interrupt));
         device.connect(Link::new(Arc::clone(&interrupt), &doorbells));
-        Ok(Self { device, memory, interrupt, doorbells, state: Mutex::new(state), misused: Arc::default() })
+        let complaints = Arc::new(Complaints::of(device.kind().name));
+        let (state, misused) = (Mutex::new(state), Arc::default());
+        Ok(Self { device, memory, interrupt, doorbells, state, misused, complaints })
     }
 
     /// What rings for each queue: to be signalled by writes of the queue's number to [`DOORBELL`].
@@ -311,7 +315,7 @@ impl Mmio {
     fn give_up(&self, state: &mut State, misuse: Misuse) {
         stop(state);
         if !self.misused.swap(true, Ordering::SeqCst) {
-            report(self.device.kind().name, misuse);
+            self.complaints.add(misuse);
             self.interrupt.configuration_changed();
         }
     }
@@ -337,16 +341,17 @@ impl Mmio {
             if served.is_empty() {
                 continue;
             }
-            let (name, misused) = (self.device.kind().name, Arc::clone(&self.misused));
+            let (complaints, misused) = (Arc::clone(&self.complaints), Arc::clone(&self.misused));
             let interrupt = Arc::clone(&self.interrupt);
             let on_misuse = move |misuse| {
-                report(name, misuse);
+                complaints.add(misuse);
                 misused.store(true, Ordering::SeqCst);
                 interrupt.configuration_changed();
             };
             match Worker::spawn(Arc::clone(&self.device), served, on_misuse) {
                 Ok(worker) => state.workers.push(worker),
                 Err(error) => {
+                    let name = self.device.kind().name;
                     log::error!("{name} has no thread and stays still: {error}");
                     self.misused.store(true, Ordering::SeqCst);
                 }
@@ -373,11 +378,6 @@ impl Drop for Mmio {
     fn drop(&mut self) {
         stop(&mut self.state());
     }
-}
-
-/// A guest can cause one of these for each reset of the device; the driver is not told more.
-fn report(name: &str, misuse: Misuse) {
-    log::warn!("the guest's driver misuses {name}, which stops until it is reset: {misuse}");
 }
 
 fn rings(sizes: &[u16]) -> io::Result<Vec<Rings>> {

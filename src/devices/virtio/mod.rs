@@ -10,6 +10,7 @@
 
 pub mod balloon;
 pub mod blk;
+mod complaints;
 pub mod console;
 #[cfg(test)]
 mod hostile;
