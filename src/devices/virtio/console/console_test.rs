@@ -359,7 +359,7 @@ fn input_that_the_guest_does_not_take_waits_and_no_more_is_taken() {
     assert_eq!(driver.used(INPUT[1]), 0);
     say(&mut driver, 1, OPEN, 1);
     driver.until("it comes", || driver.used(INPUT[1]) == 1);
-    assert!(is_signalled(log));
+    driver.until("the peer is told of the room", || is_signalled(log));
     assert_eq!(log.input_space(), 4096);
     let mut rest = 0;
     while rest < CAPACITY - 4096 {
