@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Error;
 use crate::file_lock::{self, Kind};
@@ -24,20 +26,36 @@ const FORBIDS: i64 = 200;
 
 /// How many processes are looked at to find the holder of a lock.
 const MOST_PROCESSES: usize = 100_000;
+/// For how long a lock is waited for that no process has: one that was killed keeps its files open until the kernel has
+/// ended what it left to io_uring.
+const NOBODY: Duration = Duration::from_secs(1);
 
 /// Locks the image for as long as the file is open; others who read it are compatible with those who read it, and
 /// nobody with one who writes it.
 pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Error> {
-    match try_lock(file, for_writing) {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            // Of what is being written, there can be no overlay either.
-            let only_read = for_writing && !is_written(file);
-            Err(Error::InUse { path: path.to_owned(), holder: holder(file), only_read })
+    let start = Instant::now();
+    loop {
+        if try_once(file, path, for_writing)? {
+            return Ok(());
         }
+        let holder = find_holder(file);
+        if holder.is_none() && start.elapsed() < NOBODY {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        }
+        // Of what is being written, there can be no overlay either.
+        let only_read = for_writing && !is_written(file);
+        let holder = holder.unwrap_or_else(|| "another process".to_owned());
+        return Err(Error::InUse { path: path.to_owned(), holder, only_read });
+    }
+}
+
+fn try_once(file: &File, path: &Path, for_writing: bool) -> Result<bool, Error> {
+    match try_lock(file, for_writing) {
+        Ok(locked) => Ok(locked),
         Err(error) if is_unsupported(&error) => {
             log::warn!("{} cannot be locked ({error}): see to it that nobody else uses it", path.display());
-            Ok(())
+            Ok(true)
         }
         Err(error) => Err(Error::io("lock", path)(error)),
     }
@@ -72,10 +90,6 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 /// Who has a lock on the file. The kernel does not tell it of locks of open files, but lists a process's locks
 /// with its descriptors, for those processes that we may look at.
-fn holder(file: &File) -> String {
-    find_holder(file).unwrap_or_else(|| "another process".to_owned())
-}
-
 fn find_holder(file: &File) -> Option<String> {
     let wanted = file.metadata().ok()?;
     let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);

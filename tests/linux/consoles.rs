@@ -25,8 +25,13 @@ fn start(files: &'static Files, ports: &[&str], script: &str) -> Running {
 }
 
 fn connect(path: &str) -> UnixStream {
-    wait_until("the socket is there", || Path::new(path).exists());
-    let stream = UnixStream::connect(path).unwrap();
+    // The file is there a moment before anybody listens.
+    let mut connected = None;
+    wait_until("somebody listens", || {
+        connected = UnixStream::connect(path).ok();
+        connected.is_some()
+    });
+    let stream = connected.unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream
 }
