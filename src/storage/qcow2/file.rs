@@ -28,7 +28,7 @@ const MOST_VECTORS: usize = 1024;
 pub(in crate::storage) struct ImageFile {
     content: Content,
     /// What goes into the file later than `imago` thinks.
-    held: Option<Held>,
+    held: Held,
     helper: CommonStorageHelper,
 }
 
@@ -41,17 +41,17 @@ enum Content {
 
 impl ImageFile {
     pub fn new(file: RawFile) -> Self {
-        Self { content: Content::File(file), held: None, helper: CommonStorageHelper::default() }
+        Self::holding(file, Held::nothing())
     }
 
     /// A file of which some writes are held back.
     pub fn holding(file: RawFile, held: Held) -> Self {
-        Self { held: Some(held), ..Self::new(file) }
+        Self { content: Content::File(file), held, helper: CommonStorageHelper::default() }
     }
 
     pub fn verified(disk: Verified) -> Self {
         let content = Content::Verified(Box::new(disk));
-        Self { content, held: None, helper: CommonStorageHelper::default() }
+        Self { content, held: Held::nothing(), helper: CommonStorageHelper::default() }
     }
 
     fn raw(&self) -> io::Result<&RawFile> {
@@ -164,7 +164,7 @@ impl imago::Storage for ImageFile {
 
     unsafe fn pure_writev(&self, mut from: IoVector<'_>, mut offset: u64) -> io::Result<()> {
         let file = self.raw()?;
-        if self.held.as_ref().is_some_and(|held| held.take(&from, offset)) {
+        if self.held.take(&from, offset) {
             return Ok(());
         }
         while !from.is_empty() {

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::io_buffers::IoVector;
@@ -22,8 +23,10 @@ pub(in crate::storage) struct Held(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Where the table is; nowhere if nothing is held back.
-    table: Mutex<Range<u64>>,
+    /// Where the table is.
+    table: Range<u64>,
+    /// Whether anything is held back: every write to the image asks.
+    holds: AtomicBool,
     waiting: Mutex<Blocks>,
     /// One flush at a time: an older entry must not come after a newer one.
     flushing: Mutex<()>,
@@ -32,7 +35,8 @@ struct Shared {
 impl Held {
     pub fn new(table: Range<u64>) -> Self {
         Self(Arc::new(Shared {
-            table: Mutex::new(table),
+            holds: AtomicBool::new(!table.is_empty()),
+            table,
             waiting: Mutex::default(),
             flushing: Mutex::default(),
         }))
@@ -46,8 +50,8 @@ impl Held {
     /// Keeps what is to be written at `offset`, if that belongs to the table.
     pub fn take(&self, from: &IoVector<'_>, offset: u64) -> bool {
         let Some(end) = offset.checked_add(from.len()) else { return false };
-        let table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if offset < table.start || table.end < end {
+        let Shared { table, holds, .. } = &*self.0;
+        if !holds.load(Ordering::Relaxed) || offset < table.start || table.end < end {
             return false;
         }
         let mut bytes = vec![0; from.len() as usize];
@@ -79,7 +83,7 @@ impl Held {
 
     /// Holds nothing back from now on: the table may move. Nothing must be waiting.
     pub fn let_go(&self) {
-        *self.0.table.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
+        self.0.holds.store(false, Ordering::Relaxed);
     }
 
     fn waiting(&self) -> MutexGuard<'_, Blocks> {

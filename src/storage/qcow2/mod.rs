@@ -1,7 +1,8 @@
 //! qcow2 images: reading and writing through `imago`, with what it lacks added around it.
 //!
 //! `imago` keeps L2 tables and reference counts in memory and writes them in an order that leaves at worst unused
-//! clusters behind when the process dies; that this is true of L1 tables as well is seen to by [`Held`]. It trusts an image's header, which [`Header`] therefore judges first.
+//! clusters behind when the process dies; that this is true of L1 tables as well is seen to by [`Held`]. It trusts an
+//! image's header, which [`Header`] therefore judges first.
 
 mod check;
 mod file;
