@@ -110,34 +110,28 @@ impl Lane {
         slices: &[VolatileSlice<'_>],
     ) -> Result<Option<Status>, Misuse> {
         let storage = &*disk.storage;
+        let place = match task {
+            Task::Transfer { direction, offset } => storage.place(direction, offset, slices),
+            _ => None,
+        };
+        if let (Task::Transfer { direction: Direction::Read, .. }, Some(place)) = (&task, &place)
+            && self.cached.read(place, slices)
+        {
+            return Ok(Some(Status::Done));
+        }
+        // What has ended must not wait for all that follows, which may take its time.
+        queue.tell()?;
         match task {
             Task::Transfer { direction, offset } => {
-                let place = storage.place(direction, offset, slices);
-                if direction == Direction::Read
-                    && let Some(place) = &place
-                    && self.cached.read(place, slices)
-                {
-                    return Ok(Some(Status::Done));
-                }
-                // What has ended must not wait for what may take its time, here and below.
-                queue.tell()?;
-                if let Some(place) = place
-                    && self.begin_transfer(direction, &place, slices, (request, queue.taken()))
-                {
+                let request = (request, queue.taken());
+                if place.is_some_and(|place| self.begin_transfer(direction, &place, slices, request)) {
                     return Ok(None);
                 }
                 Ok(Some(told(transfer(storage, direction, offset, slices))))
             }
-            Task::Flush => {
-                queue.tell()?;
-                Ok(self.flush(storage, (request, queue.taken())))
-            }
-            Task::Ranges(ranges) => {
-                queue.tell()?;
-                Ok(Some(request.carry_out_ranges(&ranges, storage)))
-            }
+            Task::Flush => Ok(self.flush(storage, (request, queue.taken()))),
+            Task::Ranges(ranges) => Ok(Some(request.carry_out_ranges(&ranges, storage))),
             Task::Other => {
-                queue.tell()?;
                 let memory = Arc::clone(queue.memory());
                 request.carry_out(queue.taken(), &disk.serial, memory.mapped()).map(Some)
             }

@@ -47,7 +47,7 @@ pub(super) enum Task {
     /// What was written has to stay.
     Flush,
     /// Ranges are discarded or zeroed. They are those that were counted: the driver may change its memory at any time.
-    Ranges(Vec<[u8; RANGE]>),
+    Ranges(Vec<Range>),
     /// Something that is done at once, or cannot be done.
     Other,
 }
@@ -96,9 +96,7 @@ impl Request {
     /// How many bytes count against a limit: also zeroes, as not every host can put them there without writing.
     pub fn costs(&self, task: &Task) -> u64 {
         match task {
-            Task::Ranges(ranges) if self.kind == kind::WRITE_ZEROES => {
-                ranges.iter().map(|range| Range::of(range).length()).sum()
-            }
+            Task::Ranges(ranges) if self.kind == kind::WRITE_ZEROES => ranges.iter().map(Range::length).sum(),
             _ => self.moves(),
         }
     }
@@ -121,11 +119,11 @@ impl Request {
     }
 
     /// Discards or zeroes ranges.
-    pub fn carry_out_ranges(&self, ranges: &[[u8; RANGE]], storage: &dyn Storage) -> Status {
+    pub fn carry_out_ranges(&self, ranges: &[Range], storage: &dyn Storage) -> Status {
         if ranges.len() > MOST_RANGES as usize {
             return Status::Failed;
         }
-        let mut statuses = ranges.iter().map(|range| self.range(storage, Range::of(range)));
+        let mut statuses = ranges.iter().map(|range| self.range(storage, range));
         statuses.find(|status| *status != Status::Done).unwrap_or(Status::Done)
     }
 
@@ -143,7 +141,7 @@ impl Request {
     }
 
     /// The ranges (section 5.2.6): one more than there may be, if there are too many.
-    fn ranges(&self, chain: &Chain, memory: &GuestMemoryMmap) -> Result<Vec<[u8; RANGE]>, Misuse> {
+    fn ranges(&self, chain: &Chain, memory: &GuestMemoryMmap) -> Result<Vec<Range>, Misuse> {
         let count = self.given / RANGE as u64;
         if count == 0 || !self.given.is_multiple_of(RANGE as u64) {
             return Err(Misuse::Request);
@@ -151,10 +149,10 @@ impl Request {
         let count = count.min(u64::from(MOST_RANGES) + 1) as usize;
         let mut bytes = vec![0; HEADER + count * RANGE];
         queue::read(memory, chain.readable(), &mut bytes).ok_or(Misuse::Request)?;
-        Ok(bytes[HEADER..].as_chunks().0.to_vec())
+        Ok(bytes[HEADER..].as_chunks().0.iter().map(Range::of).collect())
     }
 
-    fn range(&self, storage: &dyn Storage, range: Range) -> Status {
+    fn range(&self, storage: &dyn Storage, range: &Range) -> Status {
         const UNMAP: u32 = 1;
         let discards = self.kind == kind::DISCARD;
         // The flag belongs to zeroes alone, and no other is known.
@@ -172,7 +170,7 @@ impl Request {
 }
 
 /// A range as the driver describes it, whatever that is worth.
-struct Range {
+pub(super) struct Range {
     sector: u64,
     sectors: u32,
     flags: u32,
