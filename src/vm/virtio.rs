@@ -1,11 +1,11 @@
 //! Which virtio devices a machine has, and where.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{env, io};
 
 use super::console::{self, Opened};
-use super::directory::Files;
+use super::directory::{Files, ROOM, named_room};
 use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
@@ -124,12 +124,9 @@ fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<dyn Sto
     Ok(Arc::new(opened))
 }
 
-/// Where there is room for a disk: as for overlays that are forgotten, `/tmp` is none, which is often in memory.
+/// Where a disk without a name is: where there is room, as for overlays that are forgotten.
 fn roomy() -> PathBuf {
-    const LARGE: &str = "/var/tmp";
-    let named = env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let or_else = || if Path::new(LARGE).is_dir() { LARGE.into() } else { "/tmp".into() };
-    named.unwrap_or_else(or_else)
+    named_room().unwrap_or_else(|| if Path::new(ROOM).is_dir() { ROOM.into() } else { "/tmp".into() })
 }
 
 /// Fails if an overlay that was there already is one of something else.

@@ -25,6 +25,7 @@ use std::{process, thread};
 use crate::file_lock::{self, Kind};
 pub use name::{Name, NameError};
 use root::Root;
+pub(super) use root::{ROOM, named_room};
 
 /// The file that tells who owns a directory.
 const PID: &str = "pid";

@@ -15,6 +15,10 @@ use super::{Error, user};
 /// The user who may do anything anyway.
 const ROOT: u32 = 0;
 
+/// Where there is room for what grows as large as a disk, unless the user [names](named_room) another place: `/tmp` is
+/// often in memory.
+pub(in crate::vm) const ROOM: &str = "/var/tmp";
+
 /// A directory that holds those of machines.
 #[derive(Debug)]
 pub(super) struct Root(PathBuf);
@@ -28,7 +32,7 @@ impl Root {
 
     /// One on a disk, if there is a place for it: `lodger-UID` in `$TMPDIR` or `/var/tmp`.
     pub fn on_disk() -> Result<Option<Self>, Error> {
-        let place = variable("TMPDIR").unwrap_or_else(|| PathBuf::from("/var/tmp"));
+        let place = named_room().unwrap_or_else(|| PathBuf::from(ROOM));
         if place.is_dir() { Self::at(place.join(own_name())).map(Some) } else { Ok(None) }
     }
 
@@ -105,6 +109,11 @@ fn runtime_directory() -> Option<PathBuf> {
 /// A path, if there is one that does not depend on where we are.
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Where the user wants large files to be.
+pub(in crate::vm) fn named_room() -> Option<PathBuf> {
+    variable("TMPDIR")
 }
 
 fn own_name() -> String {
