@@ -8,6 +8,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
+/// What QEMU and this program lock of an image that they use.
+pub(crate) const IMAGE: Range<i64> = 100..300;
+
 /// What others may have besides a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -4,14 +4,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::file_lock::{self, Kind};
-
-/// What this program, QEMU and its tools lock of an image that they use (see `storage`).
-const IMAGE_LOCKS: Range<i64> = 100..300;
 
 /// Opens a file that may be there already, and leaves what is in it.
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -25,7 +21,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 pub(super) fn empty(file: &File) -> io::Result<()> {
     let found = file.metadata()?;
     // Where there are no locks, nobody has one.
-    if let Ok(Some(_)) = file_lock::conflict(file, Kind::Exclusive, IMAGE_LOCKS) {
+    if let Ok(Some(_)) = file_lock::conflict(file, Kind::Exclusive, file_lock::IMAGE) {
         return Err(io::Error::other(
             "it is an image that a VM or another program uses; choose another file",
         ));

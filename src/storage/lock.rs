@@ -21,7 +21,7 @@ const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
-const DOES: i64 = 100;
+const DOES: i64 = file_lock::IMAGE.start;
 const FORBIDS: i64 = 200;
 
 /// How many processes are looked at to find the holder of a lock.
@@ -72,7 +72,7 @@ fn try_lock(file: &File, for_writing: bool) -> io::Result<bool> {
     }
     for byte in does.iter().map(|what| FORBIDS + what).chain(forbids.map(|what| DOES + what)) {
         if file_lock::conflict(file, Kind::Exclusive, byte..byte + 1)?.is_some() {
-            file_lock::unlock(file, DOES..FORBIDS + 100)?;
+            file_lock::unlock(file, file_lock::IMAGE)?;
             return Ok(false);
         }
     }
