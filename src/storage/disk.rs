@@ -349,9 +349,7 @@ impl Chain<'_> {
             }
         }
     }
-}
 
-impl Chain<'_> {
     /// What lies behind the first image, with all that lies behind that: the hashes are of the whole.
     fn verified(&mut self, path: &Path, format: Format) -> Result<Access, Error> {
         let options =
