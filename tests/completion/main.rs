@@ -22,6 +22,7 @@ mod native;
 mod place;
 mod privileged;
 mod random;
+mod signals;
 mod vectors;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

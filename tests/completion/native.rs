@@ -6,18 +6,18 @@
 
 use std::arch::global_asm;
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
 use crate::case::{Case, Outcome, Raised};
-use crate::place::{CODE, CODE_SIZE, DATA, DATA_SIZE, PAGE, READ_ONLY};
+use crate::place::{CODE, CODE_SIZE, DATA, DATA_SIZE, PAGE, READ_ONLY, map};
+use crate::signals::{AlternateStack, Handlers};
 
 /// Registers go in and come out here. The code below knows it by number.
 const EXCHANGE: u64 = 0x6000_0000;
 /// What every instruction is followed by a jump to.
 const WAY_OUT: u64 = CODE + CODE_SIZE;
-const ALTERNATE_STACK: usize = 64 << 10;
 
 #[repr(C, align(4096))]
 struct Exchange {
@@ -114,8 +114,6 @@ unsafe extern "C" {
     fn completion_native_exit();
 }
 
-const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
-
 /// Which state components the processor saves (XCR0).
 pub fn enabled_state() -> u64 {
     let (low, high): (u32, u32);
@@ -124,8 +122,7 @@ pub fn enabled_state() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// What handled the signals before: the test harness, or the product.
-static BEFORE: OnceLock<[libc::sigaction; 5]> = OnceLock::new();
+static HANDLERS: Handlers = Handlers::new();
 
 /// There is one exchange area. And of several who begin to handle signals, the product among them, each has to learn
 /// who did so before.
@@ -141,8 +138,8 @@ pub fn alone() -> Alone {
 
 /// The processor, with its memory mapped.
 pub struct Native {
+    _stack: AlternateStack,
     _only: Alone,
-    alternate_stack: *mut c_void,
 }
 
 impl Native {
@@ -154,8 +151,8 @@ impl Native {
         map(DATA, DATA_SIZE, all);
         map(READ_ONLY, PAGE, libc::PROT_READ);
         map(EXCHANGE, size_of::<Exchange>() as u64, all);
-        catch_signals();
-        Self { _only: only, alternate_stack: use_alternate_stack() }
+        HANDLERS.catch(on_signal);
+        Self { _stack: AlternateStack::new(), _only: only }
     }
 
     /// What the processor makes of it.
@@ -215,17 +212,14 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        let off = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
         let mappings = [
             (CODE, CODE_SIZE + PAGE),
             (DATA, DATA_SIZE),
             (READ_ONLY, PAGE),
             (EXCHANGE, size_of::<Exchange>() as u64),
         ];
-        // SAFETY: all of this was mapped by this object, and nothing is executed on that stack now.
+        // SAFETY: all of this was mapped by this object.
         unsafe {
-            libc::sigaltstack(&off, ptr::null_mut());
-            libc::munmap(self.alternate_stack, ALTERNATE_STACK);
             for (at, size) in mappings {
                 libc::munmap(at as *mut c_void, size as usize);
             }
@@ -244,47 +238,6 @@ fn write_way_out() {
     }
 }
 
-fn map(at: u64, size: u64, protection: c_int) {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: the mapping replaces none that exists.
-    let mapped = unsafe { libc::mmap(at as *mut c_void, size as usize, protection, flags, -1, 0) };
-    assert_eq!(mapped as u64, at, "{}", std::io::Error::last_os_error());
-}
-
-fn use_alternate_stack() -> *mut c_void {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, which becomes this thread's stack for signals.
-    unsafe {
-        let at =
-            libc::mmap(ptr::null_mut(), ALTERNATE_STACK, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-        assert_ne!(at, libc::MAP_FAILED);
-        let stack = libc::stack_t { ss_sp: at, ss_flags: 0, ss_size: ALTERNATE_STACK };
-        assert_eq!(libc::sigaltstack(&stack, ptr::null_mut()), 0);
-        at
-    }
-}
-
-fn catch_signals() {
-    if BEFORE.get().is_some() {
-        return;
-    }
-    // SAFETY: all zeroes are a valid action; the handler is one for three arguments, as the flag says.
-    unsafe {
-        let mut before: [libc::sigaction; 5] = std::mem::zeroed();
-        for (signal, before) in SIGNALS.iter().zip(&mut before) {
-            assert_eq!(libc::sigaction(*signal, ptr::null(), before), 0);
-        }
-        // From the next line on, signals of other threads come here, too.
-        BEFORE.get_or_init(|| before);
-        for signal in SIGNALS {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_signal as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
-        }
-    }
-}
-
 /// Notes what was raised, and goes on where registers are collected.
 extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a context; the exchange area is mapped if the code at fault is in `CODE`.
@@ -292,7 +245,7 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
         let registers = &mut (*context.cast::<ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
         if !(CODE..CODE + CODE_SIZE).contains(&rip) {
-            return forward(signal, info, context);
+            return HANDLERS.hand_on(signal, info, context);
         }
         let exchange = EXCHANGE as *mut Exchange;
         (*exchange).raised = 1;
@@ -301,26 +254,5 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
         (*exchange).address = registers[libc::REG_CR2 as usize] as u64;
         (*exchange).rip = rip;
         registers[libc::REG_RIP as usize] = completion_native_exit as *const () as i64;
-    }
-}
-
-/// Leaves a signal of other code to whoever had it before.
-unsafe fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let nth = SIGNALS.iter().position(|other| *other == signal);
-    let action = BEFORE.get().zip(nth).map(|(before, nth)| before[nth]);
-    // SAFETY: the action is one that the kernel accepted before; a handler is called as its flags say.
-    unsafe {
-        match action {
-            Some(action)
-                if action.sa_sigaction > libc::SIG_IGN && action.sa_flags & libc::SA_SIGINFO != 0 =>
-            {
-                let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
-                    std::mem::transmute(action.sa_sigaction);
-                handler(signal, info, context);
-            }
-            _ => {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-        }
     }
 }

@@ -5,13 +5,13 @@
 
 use std::arch::global_asm;
 use std::ptr;
-use std::sync::OnceLock;
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
 use super::cases::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, READ_ONLY, State};
 use crate::native::{Alone, alone};
-use crate::place::PAGE;
+use crate::place::{PAGE, map};
+use crate::signals::{AlternateStack, Handlers};
 
 /// Registers go in and come out here. The code below knows it by number.
 const EXCHANGE: u64 = 0x3000_0000;
@@ -19,7 +19,6 @@ const EXCHANGE: u64 = 0x3000_0000;
 const WAY_OUT: u64 = CODE + CODE_SIZE;
 /// Where instructions that jump get to in the end.
 const WAY_OUT_OF_TARGET: u64 = WAY_OUT + 0x40;
-const ALTERNATE_STACK: usize = 64 << 10;
 const INT3: u8 = 0xcc;
 
 #[repr(C, align(4096))]
@@ -107,14 +106,12 @@ unsafe extern "C" {
     fn kernel_native_exit_of_target();
 }
 
-const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
-/// What handled the signals before.
-static BEFORE: OnceLock<[libc::sigaction; 5]> = OnceLock::new();
+static HANDLERS: Handlers = Handlers::new();
 
 /// The processor, with its memory mapped. There can be one.
 pub struct Native {
+    _stack: AlternateStack,
     _only: Alone,
-    alternate_stack: *mut c_void,
 }
 
 impl Native {
@@ -138,8 +135,8 @@ impl Native {
         }
         map(READ_ONLY + PAGE, PAGE, libc::PROT_NONE);
         map(EXCHANGE, size_of::<Exchange>() as u64, all);
-        catch_signals();
-        Self { _only: only, alternate_stack: use_alternate_stack() }
+        HANDLERS.catch(on_signal);
+        Self { _stack: AlternateStack::new(), _only: only }
     }
 
     /// What the processor makes of it: the vector of an exception, and the state.
@@ -191,16 +188,13 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        let off = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
         let mappings = [
             (CODE, CODE_SIZE + PAGE),
             (DATA - PAGE, DATA_SIZE + 4 * PAGE),
             (EXCHANGE, size_of::<Exchange>() as u64),
         ];
-        // SAFETY: all of this was mapped by this object, and nothing is executed on that stack now.
+        // SAFETY: all of this was mapped by this object.
         unsafe {
-            libc::sigaltstack(&off, ptr::null_mut());
-            libc::munmap(self.alternate_stack, ALTERNATE_STACK);
             for (at, size) in mappings {
                 libc::munmap(at as *mut c_void, size as usize);
             }
@@ -228,47 +222,6 @@ fn write_way_out(at: u64, exit: u64) {
     }
 }
 
-fn map(at: u64, size: u64, protection: c_int) {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: the mapping replaces none that exists.
-    let mapped = unsafe { libc::mmap(at as *mut c_void, size as usize, protection, flags, -1, 0) };
-    assert_eq!(mapped as u64, at, "{}", std::io::Error::last_os_error());
-}
-
-fn use_alternate_stack() -> *mut c_void {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping, which becomes this thread's stack for signals.
-    unsafe {
-        let at = libc::mmap(ptr::null_mut(), ALTERNATE_STACK, protection, flags, -1, 0);
-        assert_ne!(at, libc::MAP_FAILED);
-        let stack = libc::stack_t { ss_sp: at, ss_flags: 0, ss_size: ALTERNATE_STACK };
-        assert_eq!(libc::sigaltstack(&stack, ptr::null_mut()), 0);
-        at
-    }
-}
-
-fn catch_signals() {
-    if BEFORE.get().is_some() {
-        return;
-    }
-    // SAFETY: all zeroes are a valid action; the handler is one for three arguments, as the flag says.
-    unsafe {
-        let mut before: [libc::sigaction; 5] = std::mem::zeroed();
-        for (signal, before) in SIGNALS.iter().zip(&mut before) {
-            assert_eq!(libc::sigaction(*signal, ptr::null(), before), 0);
-        }
-        // From the next line on, signals of other threads come here, too.
-        BEFORE.get_or_init(|| before);
-        for signal in SIGNALS {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_signal as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
-        }
-    }
-}
-
 /// Notes what was raised, and goes on where registers are collected.
 extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a context; the exchange area is mapped if the code at fault is in `CODE`.
@@ -276,33 +229,12 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
         let registers = &mut (*context.cast::<ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
         if !(CODE..CODE + CODE_SIZE).contains(&rip) {
-            return forward(signal, info, context);
+            return HANDLERS.hand_on(signal, info, context);
         }
         let exchange = EXCHANGE as *mut Exchange;
         (*exchange).raised = 1;
         (*exchange).trap = registers[libc::REG_TRAPNO as usize] as u64;
         (*exchange).rip = rip;
         registers[libc::REG_RIP as usize] = kernel_native_exit as *const () as i64;
-    }
-}
-
-/// Leaves a signal of other code to whoever had it before.
-unsafe fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let nth = SIGNALS.iter().position(|other| *other == signal);
-    let action = BEFORE.get().zip(nth).map(|(before, nth)| before[nth]);
-    // SAFETY: the action is one that the kernel accepted before; a handler is called as its flags say.
-    unsafe {
-        match action {
-            Some(action)
-                if action.sa_sigaction > libc::SIG_IGN && action.sa_flags & libc::SA_SIGINFO != 0 =>
-            {
-                let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
-                    std::mem::transmute(action.sa_sigaction);
-                handler(signal, info, context);
-            }
-            _ => {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-        }
     }
 }
