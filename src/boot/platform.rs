@@ -32,6 +32,8 @@ pub struct Platform<'a> {
     pub reset_code: ResetPort,
     /// The port at which the guest tells that it panicked.
     pub panic_port: u16,
+    /// The interrupt of the power button, an edge.
+    pub power_button: u8,
     /// Virtio devices that are reached through memory.
     pub virtio: &'a [VirtioMmio],
 }
@@ -93,6 +95,7 @@ pub(super) fn platform(cpus: u8, virtio: &[VirtioMmio]) -> Platform<'_> {
         reset: ResetPort { port: 0x64, value: 0xfe },
         reset_code: ResetPort { port: 0xcf9, value: 6 },
         panic_port: 0x505,
+        power_button: 13,
         virtio,
     }
 }

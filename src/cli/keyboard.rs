@@ -3,45 +3,13 @@
 use std::io;
 
 use lodger::console::{Console, Input};
-use lodger::devices::serial::Serial;
-use lodger::devices::virtio::console::Port;
 use lodger::hv::Vm;
-use lodger::vm::{Config, Kernel, LOOK_INTERVAL, Machine};
+use lodger::vm::{Ear, Machine};
 
 /// While the guest has no room for input, how soon it is tried again.
 pub const RETRY_MILLISECONDS: i32 = 10;
 /// How much input is read at once.
 const INPUT_BUFFER: usize = 4096;
-
-/// Where the guest listens.
-enum Ear<'a> {
-    Serial(&'a Serial),
-    /// The serial port hears of the end of the input: a virtio console has no word for it that reaches programs.
-    Virtio(&'a Port, &'a Serial),
-}
-
-impl Ear<'_> {
-    fn has_room(&self) -> bool {
-        match self {
-            Self::Serial(serial) => serial.input_space() > 0,
-            Self::Virtio(port, _) => port.input_space() > 0,
-        }
-    }
-
-    /// Takes what there is room for, and says how much.
-    fn offer(&self, bytes: &[u8]) -> usize {
-        match self {
-            Self::Serial(serial) => serial.offer_input(bytes),
-            Self::Virtio(port, _) => port.offer_input(bytes),
-        }
-    }
-
-    fn end(&self) {
-        match self {
-            Self::Serial(serial) | Self::Virtio(_, serial) => serial.end_input(),
-        }
-    }
-}
 
 /// What carries the input.
 pub struct Keyboard<'a> {
@@ -52,15 +20,9 @@ pub struct Keyboard<'a> {
 }
 
 impl<'a> Keyboard<'a> {
-    /// For this machine, which was built from `config`.
-    pub fn of<V: Vm>(machine: &'a Machine<V>, config: &Config) -> Self {
-        let serial = machine.serial();
-        let ear = match machine.virtio_console().and_then(|device| device.console()) {
-            // The embedded guest listens at the serial port, whatever else it has.
-            Some(port) if config.kernel != Kernel::Embedded => Ear::Virtio(port, serial),
-            _ => Ear::Serial(serial),
-        };
-        Self { ear, held: Vec::new(), ended: false }
+    /// For this machine.
+    pub fn of<V: Vm>(machine: &'a Machine<V>) -> Self {
+        Self { ear: machine.ear(), held: Vec::new(), ended: false }
     }
 
     /// Whether there is room for input.
@@ -74,13 +36,9 @@ impl<'a> Keyboard<'a> {
         !self.ended && (console.is_interactive() || self.held.is_empty() && has_room)
     }
 
-    /// Nothing tells when the guest has made room, or when it has halted: then it is looked after.
+    /// Nothing tells when the guest has made room.
     pub fn timeout(&self, has_room: bool) -> i32 {
-        if self.held.is_empty() && (has_room || self.ended) {
-            LOOK_INTERVAL.as_millis() as i32
-        } else {
-            RETRY_MILLISECONDS
-        }
+        if self.held.is_empty() && (has_room || self.ended) { -1 } else { RETRY_MILLISECONDS }
     }
 
     /// Moves on what there is; whether the user wants to leave.

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, and what is printed. Knows nothing of KVM.
 
+mod attend;
 mod completions;
 mod disk;
 mod doctor;

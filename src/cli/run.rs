@@ -1,16 +1,14 @@
 //! `lodger run`: boots a guest and connects it to the terminal.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use lodger::boot::{Entry, Flat, Symbols};
-use lodger::console::{self, Console, Output};
-use lodger::devices::virtio::console::Size;
+use lodger::console::{self, Console};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
+use lodger::vm::driver::{Driver, Handle, Origin, Request};
 use lodger::vm::{
     BalloonSpec, Completion, Config, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name,
     Outcome, PortSpec, Timeline,
@@ -18,11 +16,12 @@ use lodger::vm::{
 use lodger::x86::model::CpuModel;
 
 use super::AnyError;
+use super::attend::{attend, tell_size, wait_for_reader};
 use super::flags::{self, CpuChoice};
-use super::keyboard::{Keyboard, RETRY_MILLISECONDS};
+use super::keyboard::Keyboard;
 use super::profile::{Names, ProfileArgs, Profiling};
 use super::say::say;
-use super::signals::{Signal, Signals};
+use super::signals::Signals;
 use super::stats;
 
 /// Boot a guest in this process.
@@ -221,24 +220,31 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     let names = Names::new(&arguments.profile, &config)?;
     let machine = Machine::build(&kvm, &config, Arc::clone(&output) as _, &mut timeline)?;
     console.empty_file()?;
+    let mut driver = Driver::new(machine)?;
+    let handle = driver.handle();
+    let machine = handle.machine();
     if let Some(path) = console.pty_path() {
         say!("lodger: the console is on {}", path.display());
     }
     for (line, path) in machine.lines().iter().filter_map(|line| Some((line, line.pty_path()?))) {
         say!("lodger: the port {} is on {}", line.name(), path.display());
     }
-    tell_size(&machine, &console);
-    let profiling = Profiling::start(&arguments.profile, &machine)?;
+    tell_size(machine, &console);
+    let profiling = Profiling::start(&arguments.profile, machine)?;
     // Building may take long (memory to be filled in). Until here signals end the process as they end any
     // other, and the terminal is the user's.
     let signals = Signals::block()?;
     console.take_terminal()?;
-    machine.resume();
+    driver.start()?;
     output.start();
-    let end = attend(&machine, Keyboard::of(&machine, &config), &mut console, &signals);
-    machine.stop();
+    let mut driver = driver.spawn()?;
+    let attended = attend(&handle, Keyboard::of(machine), &mut console, &signals);
+    // If it could not be attended, it has not stopped yet.
+    handle.post(Request::Kill, Origin::Owner);
+    driver.join();
+    let end = attended.map(|()| handle.ended_by());
     let profiled = profiling.map(Profiling::finish);
-    if matches!(end, Ok(End::Machine)) && console.pty_path().is_none() {
+    if matches!(end, Ok(Some(Origin::Guest))) && console.pty_path().is_none() {
         wait_for_reader(&output, &signals)?;
     }
     let on_terminal = console.is_interactive();
@@ -250,16 +256,16 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
         stats::print_timing(&timeline);
     }
     if arguments.stats {
-        stats::print_stats(&machine);
+        stats::print_stats(machine);
     }
-    if on_terminal && matches!(end, Ok(End::Left)) {
+    if on_terminal && matches!(end, Ok(Some(Origin::Terminal))) {
         // The shell's prompt shall not follow on the guest's line.
         say!("");
     }
     let is_fatal = matches!(machine.outcome(), Some(Outcome::Fatal(_)));
     let symbols = (profiled.is_some() || is_fatal).then(|| names.look_up()).flatten();
     let status =
-        end.map_err(AnyError::from).and_then(|end| conclude(&machine, end, complete, symbols.as_ref()));
+        end.map_err(AnyError::from).and_then(|end| conclude(&handle, end, complete, symbols.as_ref()));
     match (status, profiled.map(|profiled| profiled.write(symbols.as_ref()))) {
         (Ok(0), Some(Err(error))) => Err(error),
         // The guest's own failure is the more important one.
@@ -271,59 +277,37 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     }
 }
 
-/// Lets a slow reader have what the guest printed before it ended, until a signal says that this is enough. A
-/// pseudo-terminal may have no reader at all, so it is not waited for.
-fn wait_for_reader(output: &Output, signals: &Signals) -> io::Result<()> {
-    while !output.is_drained() {
-        let ready = wait([None, Some(signals.as_fd()), None, output.pipe()], RETRY_MILLISECONDS)?;
-        if ready[3] || matches!(signals.next(), Some(Signal::End(_))) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Why the guest is not attended any longer.
-enum End {
-    /// The machine has ended by itself.
-    Machine,
-    /// The user left with Ctrl-A x.
-    Left,
-    /// The console is a pipe whose reader is gone.
-    Unread,
-    /// A signal ended the process.
-    Signal(libc::c_int),
-}
-
 /// Says what is worth saying about the end, and finds the exit status.
 fn conclude<V: Vm>(
-    machine: &Machine<V>,
-    end: End,
+    handle: &Handle<V>,
+    end: Option<Origin>,
     complete: Result<(), console::Error>,
     symbols: Option<&Symbols>,
 ) -> Result<u8, AnyError> {
-    let by_itself = matches!(end, End::Machine);
-    let status = match end {
-        End::Left => 0,
-        End::Signal(number) => u8::try_from(128 + number).unwrap_or(u8::MAX),
-        End::Unread => return Err("console output has no reader any longer, so the guest was ended".into()),
-        End::Machine => {
-            let outcome = machine.wait();
-            match outcome {
-                Outcome::Fatal(report) => {
-                    say!("lodger: {}", report.with_symbols(symbols).to_string().trim_end());
-                    if let Some(code) = machine.last_post_code() {
-                        say!("  last POST code: {code:#04x}");
-                    }
-                }
-                Outcome::Failed(_) | Outcome::Panicked | Outcome::GuestPanicked | Outcome::Halted => {
-                    say!("lodger: {outcome}");
-                }
-                _ => {}
-            }
-            outcome.status()
+    let machine = handle.machine();
+    let by_itself = end == Some(Origin::Guest);
+    let ending =
+        handle.ending().ok_or("the thread that drives the guest is gone; this is a bug of lodger")?;
+    match end {
+        Some(Origin::Reader) => {
+            return Err("console output has no reader any longer, so the guest was ended".into());
         }
-    };
+        Some(Origin::Control | Origin::Timeout) => say!("lodger: {}", ending.reason),
+        Some(Origin::Guest) => match machine.wait() {
+            Outcome::Fatal(report) => {
+                say!("lodger: {}", report.with_symbols(symbols).to_string().trim_end());
+                if let Some(code) = machine.last_post_code() {
+                    say!("  last POST code: {code:#04x}");
+                }
+            }
+            outcome @ (Outcome::Failed(_) | Outcome::Panicked | Outcome::GuestPanicked | Outcome::Halted) => {
+                say!("lodger: {outcome}");
+            }
+            _ => {}
+        },
+        _ => {}
+    }
+    let status = ending.status;
     match complete {
         Err(error) if by_itself && status == 0 => return Err(error.into()),
         // Whoever ends a guest in the middle of its output does not expect all of it.
@@ -333,68 +317,4 @@ fn conclude<V: Vm>(
         Ok(()) => {}
     }
     Ok(status)
-}
-
-/// Carries input to the guest until the machine ends, the user leaves or a signal arrives.
-fn attend<V: Vm>(
-    machine: &Machine<V>,
-    mut keyboard: Keyboard<'_>,
-    console: &mut Console,
-    signals: &Signals,
-) -> io::Result<End> {
-    let output = console.output();
-    // A console without input says so at once, without there being anything to wait for.
-    keyboard.carry(console, true)?;
-    loop {
-        let has_room = keyboard.has_room();
-        let input = if keyboard.wants_input(has_room, console) { console.input() } else { None };
-        let events = [Some(machine.end_event()), Some(signals.as_fd()), input, output.pipe()];
-        let ready = wait(events, keyboard.timeout(has_room))?;
-        machine.look_after();
-        if ready[0] {
-            return Ok(End::Machine);
-        }
-        match signals.next() {
-            Some(Signal::End(number)) => return Ok(End::Signal(number)),
-            Some(Signal::Continue) => {
-                console.resume_terminal()?;
-                tell_size(machine, console);
-            }
-            Some(Signal::Resized) => tell_size(machine, console),
-            None => {}
-        }
-        if ready[3] {
-            return Ok(End::Unread);
-        }
-        if keyboard.carry(console, ready[2])? {
-            return Ok(End::Left);
-        }
-    }
-}
-
-/// Waits until one of the first three descriptors is readable, or the last one, a pipe, cannot be written any
-/// more; says which are.
-fn wait(descriptors: [Option<BorrowedFd<'_>>; 4], timeout: i32) -> io::Result<[bool; 4]> {
-    // A negative descriptor is passed over.
-    let mut entries = descriptors.map(|fd| libc::pollfd {
-        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
-        events: libc::POLLIN,
-        revents: 0,
-    });
-    // Errors are reported unasked.
-    entries[3].events = 0;
-    // SAFETY: an array of initialised entries.
-    let result = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::Interrupted { Ok([false; 4]) } else { Err(error) };
-    }
-    Ok(entries.map(|entry| entry.revents != 0))
-}
-
-/// Tells the guest how large the terminal is, if there is one and a console that knows sizes.
-fn tell_size<V: Vm>(machine: &Machine<V>, console: &Console) {
-    if let (Some(device), Some((columns, rows))) = (machine.virtio_console(), console.terminal_size()) {
-        device.set_size(Size { columns, rows });
-    }
 }

@@ -2,12 +2,14 @@
 //!
 //! [`Console::open`] connects a console as its [`Spec`] says. The device pushes what the guest prints into the
 //! [`Output`]; whoever runs the machine's event loop polls [`Console::input`] and hands what
-//! [`Console::read_input`] returns to the device. A [`Line`] does both for a port by itself. `vm/` and the command line
-//! rely on this room; it knows neither devices nor machines.
+//! [`Console::read_input`] returns to the device. A [`Line`] does both for a port by itself, and an [`Audience`] hears what
+//! is printed besides. `vm/`, the control socket and the command line rely on this room; it knows neither devices nor machines.
 
+mod audience;
 mod file;
 mod keys;
 mod line;
+mod log;
 mod output;
 mod pty;
 mod sink;
@@ -16,15 +18,17 @@ mod spec;
 mod terminal;
 mod writer;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use audience::{Audience, LISTENER_BOUND, Listener, Shown};
 use keys::Keys;
 pub use line::{GuestEnd, Line, LineError, Place};
+pub use log::{LOG, LOG_BOUND, OLDER_LOG, Reader as LogReader};
 use output::Timing;
 pub use output::{Counters, HARD_BOUND, Output, SOFT_BOUND};
 use pty::Pty;
@@ -118,6 +122,8 @@ pub struct Console {
 enum Source {
     None,
     File { file: File, path: PathBuf },
+    /// Input comes by other ways, if at all.
+    Elsewhere,
     Standard(Standard),
     Pty(Pty),
 }
@@ -164,6 +170,21 @@ impl Console {
                 Ok(Self::on(Handle::Inherited(input), Handle::Inherited(output)))
             }
         }
+    }
+
+    /// A console whose output goes to a log, in the directory that [`begin_log`](Self::begin_log) names before there is
+    /// any. Input comes from those who attach themselves.
+    pub fn log() -> Result<Self, Error> {
+        let nowhere = OpenOptions::new().write(true).open("/dev/null");
+        let nowhere = nowhere.map_err(|source| Error::File { path: "/dev/null".into(), source })?;
+        let sink = Sink::new(Handle::Owned(nowhere.into()));
+        Ok(Self { output: Arc::new(Output::new(sink, Timing::default())), source: Source::Elsewhere })
+    }
+
+    /// Begins the log in `directory`.
+    pub fn begin_log(&self, directory: &Path) -> Result<(), Error> {
+        let begun = self.output.begin_log(directory);
+        begun.map_err(|source| Error::File { path: directory.join(LOG), source })
     }
 
     fn open_file(path: &Path) -> Result<Self, Error> {
@@ -260,6 +281,7 @@ impl Console {
     pub fn read_input(&mut self, buffer: &mut [u8]) -> io::Result<Input> {
         match &mut self.source {
             Source::None | Source::File { .. } => Ok(Input::End),
+            Source::Elsewhere => Ok(Input::Nothing),
             // Our own slave keeps the terminal open, so its end is never seen.
             Source::Pty(pty) => read_ready(pty.master.as_fd(), buffer),
             Source::Standard(standard) => standard.read(buffer, &self.output),

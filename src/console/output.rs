@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,11 @@ impl Output {
         if let Some(shared) = &self.shared {
             shared.push(bytes);
         }
+    }
+
+    /// Has all of it go to a log in `directory`; nothing may have been pushed before.
+    pub(super) fn begin_log(&self, directory: &Path) -> io::Result<()> {
+        self.shared.as_ref().map_or(Ok(()), |shared| shared.begin_log(directory))
     }
 
     /// Whether a person may see it.

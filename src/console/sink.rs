@@ -6,11 +6,14 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
+
+use super::log::Rotation;
 
 /// A descriptor of this process, or one that it was started with.
 #[derive(Debug)]
@@ -38,11 +41,33 @@ pub(super) struct Sink {
     /// Ends a wait for room. Made when a non-blocking descriptor is full for the first time, which most never
     /// are.
     waker: OnceLock<EventFd>,
+    /// If it is a log.
+    rotation: OnceLock<Rotation>,
 }
 
 impl Sink {
     pub fn new(handle: Handle) -> Self {
-        Self { handle, interrupted: AtomicBool::new(false), waker: OnceLock::new() }
+        Self {
+            handle,
+            interrupted: AtomicBool::new(false),
+            waker: OnceLock::new(),
+            rotation: OnceLock::new(),
+        }
+    }
+
+    /// Has all that is written from now on go to a log in `directory`. Nothing may have been written before.
+    pub fn begin_log(&self, directory: &Path) -> io::Result<()> {
+        let rotation = Rotation::begin(self.handle.as_fd(), directory)?;
+        self.rotation.get_or_init(|| rotation);
+        Ok(())
+    }
+
+    /// Takes note of what was written.
+    fn written(&self, count: usize) -> usize {
+        if let Some(rotation) = self.rotation.get() {
+            rotation.count(self.handle.as_fd(), count);
+        }
+        count
     }
 
     pub fn is_terminal(&self) -> bool {
@@ -80,7 +105,7 @@ impl Sink {
                     }
                     waited = true;
                 }
-                other => return other,
+                other => return other.map(|count| self.written(count)),
             }
         }
     }
@@ -97,7 +122,7 @@ impl Sink {
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
                 Ok(0)
             }
-            other => other,
+            other => other.map(|count| self.written(count)),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -165,6 +166,10 @@ impl Shared {
 
     pub fn is_terminal(&self) -> bool {
         self.sink.is_terminal()
+    }
+
+    pub fn begin_log(&self, directory: &Path) -> io::Result<()> {
+        self.sink.begin_log(directory)
     }
 
     pub fn pipe(&self) -> Option<BorrowedFd<'_>> {

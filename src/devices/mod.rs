@@ -10,6 +10,7 @@ pub mod debug_exit;
 pub mod i8042;
 pub mod pci;
 pub mod post;
+pub mod power_button;
 pub mod pvpanic;
 pub mod reset;
 pub mod serial;

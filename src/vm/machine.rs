@@ -8,7 +8,8 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{Completion, Config, Kernel};
-use super::directory::Files;
+use super::directory::{DirectoryError, Files, Name};
+use super::ear::Ear;
 use super::virtio::{self, Plan};
 use super::watch::{self, Watch};
 use super::{Error, Outcome, Timeline, console, processors};
@@ -20,6 +21,7 @@ use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::pci::{self, HostBridge, Pci};
 use crate::devices::post::{self, Post};
+use crate::devices::power_button::{self, PowerButton};
 use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::reset::{self, Reset};
 use crate::devices::serial::{self, Serial};
@@ -50,6 +52,8 @@ pub struct Machine<V: Vm> {
     disks: Vec<Arc<Blk>>,
     balloon: Option<Arc<Balloon>>,
     virtio_console: Option<Arc<Console>>,
+    /// Whether the guest listens there, and not at the serial port.
+    listens_at_virtio: bool,
     /// Where the ports lead, and the virtio console last.
     lines: Vec<PortLine>,
     console: Arc<dyn ByteSink>,
@@ -73,6 +77,8 @@ pub struct Devices {
     pub pci: Arc<Pci>,
     /// The port for progress codes.
     pub post: Arc<Post>,
+    /// The power button.
+    pub power_button: PowerButton,
 }
 
 /// The hypervisor's machine together with the memory it was given: one must not outlive the other.
@@ -181,7 +187,9 @@ impl<V: Vm> Machine<V> {
         }
         timeline.mark("KVM tried, processors set up");
         let kernel = runs_in_software(gaps, config, &start).then(Arc::default);
-        let machine = Self::assemble(board, vcpus, planned, gaps, kernel, console)?;
+        let mut machine = Self::assemble(board, vcpus, planned, gaps, kernel, console)?;
+        // The embedded guest listens at the serial port, whatever else it has.
+        machine.listens_at_virtio = config.virtio_console && config.kernel != Kernel::Embedded;
         timeline.mark("devices and threads created");
         Ok(machine)
     }
@@ -229,7 +237,8 @@ impl<V: Vm> Machine<V> {
                 VcpuThread::spawn(id, vcpu, surroundings.clone(), on_end)
             })
             .collect::<hv::Result<_>>()?;
-        let devices = Devices { serial, cmos, i8042, pci, post };
+        let power_button = PowerButton::new(line(power_button::IRQ));
+        let devices = Devices { serial, cmos, i8042, pci, post, power_button };
         let Plan { devices: _, disks, balloon, console: virtio_console, mut lines, files } = planned;
         if let Some(device) = &virtio_console {
             lines.extend(console::line_to(Arc::clone(&console), device)?);
@@ -243,6 +252,7 @@ impl<V: Vm> Machine<V> {
             disks,
             balloon,
             virtio_console,
+            listens_at_virtio: false,
             lines,
             console,
             end,
@@ -322,6 +332,12 @@ impl<V: Vm> Machine<V> {
         unsafe { BorrowedFd::borrow_raw(self.end.event.as_raw_fd()) }
     }
 
+    /// Asks the guest to end itself, as somebody at a PC does with its button. Whether it hears, and does, is another
+    /// question.
+    pub fn press_power_button(&self) {
+        self.devices.power_button.press();
+    }
+
     /// Its serial port, to which console input is given.
     pub fn serial(&self) -> &Serial {
         &self.devices.serial
@@ -357,9 +373,28 @@ impl<V: Vm> Machine<V> {
         &self.lines
     }
 
-    /// The directory that it has while it runs, if it has a name or something to keep there.
+    /// The directory that it has while it runs, if it has a name or something to keep there, or somebody has wanted it.
     pub fn directory(&self) -> Option<&Path> {
         self.files.path()
+    }
+
+    /// The same; one that was not there is made, under a name that tells the process.
+    pub fn make_directory(&self) -> Result<&Path, DirectoryError> {
+        self.files.make()
+    }
+
+    /// What it is called, if it has a directory.
+    pub fn name(&self) -> Option<&Name> {
+        self.files.name()
+    }
+
+    /// Where its guest listens to what is typed.
+    pub fn ear(&self) -> Ear<'_> {
+        let port = self.virtio_console.as_ref().and_then(|device| device.console());
+        match port.filter(|_| self.listens_at_virtio) {
+            Some(port) => Ear::Virtio(port, &self.devices.serial),
+            None => Ear::Serial(&self.devices.serial),
+        }
     }
 
     /// All its devices.
@@ -432,6 +467,7 @@ fn platform<'a>(topology: &Topology, virtio: &'a [VirtioMmio]) -> Platform<'a> {
         reset: boot::ResetPort { port: i8042::COMMAND_CLAIM.base, value: i8042::PULSE_RESET },
         reset_code: boot::ResetPort { port: reset::PORT, value: reset::HARD },
         panic_port: pvpanic::CLAIM.base,
+        power_button: power_button::IRQ as u8,
         virtio,
     }
 }

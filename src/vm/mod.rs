@@ -1,7 +1,8 @@
 //! A virtual machine as a whole: its description, how it is built, run, paused, stopped, and how it ended.
 //!
 //! [`Config`] describes a machine, [`Machine::new`] puts it together out of the rooms below, [`Outcome`] says
-//! how it ended. The command line and library users rely on this room.
+//! how it ended. A [`driver`] takes requests for it from several sides. The command line, the control socket and library
+//! users rely on this room.
 
 mod balloon;
 mod config;
@@ -9,6 +10,9 @@ mod console;
 mod cpus;
 mod directory;
 mod disk;
+pub mod driver;
+mod ear;
+pub mod inspect;
 mod machine;
 mod outcome;
 mod outputs;
@@ -21,7 +25,7 @@ mod watch;
 use std::io;
 use std::path::PathBuf;
 
-use crate::console::{LineError, Output};
+use crate::console::{LineError, Output, Shown};
 use crate::devices::ByteSink;
 use crate::devices::virtio::balloon::TooLarge;
 use crate::devices::virtio::console::MOST_PORTS;
@@ -32,8 +36,9 @@ pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
-pub use directory::{DirectoryError, Name, NameError};
+pub use directory::{DirectoryError, Found, Name, NameError, find, list};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
+pub use ear::Ear;
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
 pub use processors::offered_flags;
@@ -112,6 +117,21 @@ pub enum Error {
     /// The operating system has no thread left.
     #[error("cannot start the profiler's thread: {0}")]
     Profiler(io::Error),
+    /// The operating system has no thread left.
+    #[error("cannot start the thread that drives the guest: {0}")]
+    Driver(io::Error),
+}
+
+/// The console's queue and those who listen besides.
+impl ByteSink for Shown {
+    fn push(&self, bytes: &[u8]) {
+        self.output.push(bytes);
+        self.audience.push(bytes);
+    }
+
+    fn release_waiters(&self, released: bool) {
+        self.output.release_waiters(released);
+    }
 }
 
 /// The console's queue is what the serial port prints into.

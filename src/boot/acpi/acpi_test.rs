@@ -112,6 +112,10 @@ fn devices_are_described_with_their_places() {
         &[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 3, 1, 4, 0, 0, 0, 0x79, 0],
         b"PANI\x08_HID\x0dQEMU0001\0",
         &[0x47, 1, 5, 5, 5, 5, 1, 1, 0x79, 0],
+        b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c",
+        // An edge at interrupt 13, which notifies the button.
+        b"GED_\x08_HID\x0dACPI0013\0\x08_UID\x00",
+        b"\x89\x06\x00\x03\x01\x0d\x00\x00\x00\x79\x00\x14\x0d_EVT\x01\x86PWRB\x0a\x80",
         b"V000\x08_HID\x0dLNRO0005\0\x08_UID\x00",
         &[0x86, 9, 0, 1, 0, 0, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 3, 1, 5, 0, 0, 0, 0x79, 0],
         b"V001\x08_HID\x0dLNRO0005\0\x08_UID\x01",
@@ -143,7 +147,7 @@ fn nested_lengths_end_where_the_table_ends() {
             inside = &inside[2 + length..];
             devices += 1;
         }
-        assert_eq!(devices, 2 + virtio.len());
+        assert_eq!(devices, 4 + virtio.len());
     }
 }
 

@@ -16,8 +16,10 @@ const STRING: u8 = 0x0d;
 const SCOPE: u8 = 0x10;
 const BUFFER: u8 = 0x11;
 const PACKAGE: u8 = 0x12;
+const METHOD: u8 = 0x14;
 const EXTENDED: u8 = 0x5b;
 const DEVICE: u8 = 0x82;
+const NOTIFY: u8 = 0x86;
 
 const IO_PORTS: u8 = 0x47;
 const DECODES_16_BITS: u8 = 1;
@@ -70,6 +72,16 @@ pub fn device(name: NameSegment, contents: &[u8]) -> Vec<u8> {
 /// `Scope (name) { contents }`, of a name at the root.
 pub fn scope(name: NameSegment, contents: &[u8]) -> Vec<u8> {
     [vec![SCOPE], with_length(&[b"\\", &name[..], contents].concat())].concat()
+}
+
+/// `Method (name, arguments) { terms }`.
+pub fn method(name: NameSegment, arguments: u8, terms: &[u8]) -> Vec<u8> {
+    [vec![METHOD], with_length(&[&name, &[arguments & 7][..], terms].concat())].concat()
+}
+
+/// `Notify (object, value)`, of an object that is found from where this stands.
+pub fn notify(object: NameSegment, value: u32) -> Vec<u8> {
+    [&[NOTIFY], &object[..], &integer(value)].concat()
 }
 
 /// `Package () { elements }`.
@@ -136,6 +148,13 @@ mod tests {
     fn identities_are_compressed_as_in_every_pc() {
         // EISAID ("PNP0501") as every disassembly of a PC's tables has it: 0x0105d041.
         assert_eq!(device_id(*b"PNP", 0x0501), [0x0c, 0x41, 0xd0, 0x05, 0x01]);
+    }
+
+    #[test]
+    fn a_method_is_its_name_its_arguments_and_what_it_does() {
+        // As iasl writes `Method (_EVT, 1) { Notify (PWRB, 0x80) }`.
+        let written = b"\x14\x0d_EVT\x01\x86PWRB\x0a\x80";
+        assert_eq!(method(*b"_EVT", 1, &notify(*b"PWRB", 0x80)), written);
     }
 
     #[test]

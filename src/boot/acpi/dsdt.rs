@@ -5,7 +5,7 @@ use crate::boot::platform::{Platform, VirtioMmio};
 
 /// What stands behind the DSDT's header.
 pub fn contents(platform: &Platform<'_>) -> Vec<u8> {
-    let mut devices = [serial(platform), panic_port(platform)].concat();
+    let mut devices = [serial(platform), panic_port(platform), power_button(platform)].concat();
     for (number, device) in (0..).zip(platform.virtio) {
         devices.extend(virtio(number, device));
     }
@@ -39,6 +39,26 @@ fn panic_port(platform: &Platform<'_>) -> Vec<u8> {
         ]
         .concat(),
     )
+}
+
+/// The power button, and the device that brings its interrupt (ACPI 6.5, section 5.6.9): an event is a call of `_EVT`, with
+/// the interrupt's number, of which there is one only.
+fn power_button(platform: &Platform<'_>) -> Vec<u8> {
+    /// It was pressed (section 5.6.6, "Power Button Notification Values").
+    const PRESSED: u32 = 0x80;
+    let button = aml::device(*b"PWRB", &aml::name(*b"_HID", &aml::device_id(*b"PNP", 0x0c0c)));
+    let interrupt = aml::edge_interrupt(platform.power_button.into());
+    let events = aml::device(
+        *b"GED_",
+        &[
+            aml::name(*b"_HID", &aml::string("ACPI0013")),
+            aml::name(*b"_UID", &aml::integer(0)),
+            aml::name(*b"_CRS", &aml::resources(&[interrupt])),
+            aml::method(*b"_EVT", 1, &aml::notify(*b"PWRB", PRESSED)),
+        ]
+        .concat(),
+    );
+    [button, events].concat()
 }
 
 /// The identity is the one that Linux's virtio-mmio driver knows.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue as Rings, QueueState, QueueT};
@@ -15,7 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::complaints::Complaints;
 use super::worker::{Served, Worker};
-use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Link, Misuse, Queue, VERSION_1};
+use super::{
+    COMMON_FEATURES, Device, EVENT_INDEX, INDIRECT_DESCRIPTORS, Interrupt, Link, Misuse, Queue, VERSION_1,
+};
 use crate::bus::{self, Action};
 use crate::devices;
 use crate::event;
@@ -83,6 +85,44 @@ pub struct SavedTransport {
 impl Saved for SavedTransport {
     const NAME: &'static str = "virtio transport";
     const VERSION: u16 = 1;
+}
+
+/// What a driver has set up, for those who look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Look {
+    /// How far the driver is.
+    pub status: Stage,
+    /// The features that it has accepted, as a number.
+    pub features: u64,
+    /// Those that all devices have in common, by name.
+    pub common_features: Vec<&'static str>,
+    /// The queues.
+    pub queues: Vec<QueueLook>,
+}
+
+/// How far a driver is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// There is none.
+    NoDriver,
+    /// It sets the device up.
+    SettingUp,
+    /// It uses the device.
+    InUse,
+    /// It has misused the device, which waits to be reset.
+    NeedsReset,
+}
+
+/// A queue, for those who look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueueLook {
+    /// How many entries it has.
+    pub size: u16,
+    /// Whether it is in use.
+    pub ready: bool,
 }
 
 /// A queue's place, and how far it was served.
@@ -210,6 +250,30 @@ impl Mmio {
         self.misused.store(*misused, Ordering::SeqCst);
         self.interrupt.restore(*interrupt, *generation);
         Ok(())
+    }
+
+    /// What its driver has set up; nothing while the device is being stopped or started, which may take its time.
+    pub fn look(&self) -> Option<Look> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let Registers { status, features, .. } = state.registers;
+        let stage = match status {
+            _ if self.needs_reset() != 0 => Stage::NeedsReset,
+            0 => Stage::NoDriver,
+            _ if status & status::DRIVER_OK != 0 => Stage::InUse,
+            _ => Stage::SettingUp,
+        };
+        let common = [
+            (VERSION_1, "version-1"),
+            (INDIRECT_DESCRIPTORS, "indirect-descriptors"),
+            (EVENT_INDEX, "event-index"),
+        ];
+        let common = common.into_iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| name);
+        let queues = state.rings.iter().map(|rings| QueueLook { size: rings.size(), ready: rings.ready() });
+        Some(Look { status: stage, features, common_features: common.collect(), queues: queues.collect() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

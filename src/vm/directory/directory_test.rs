@@ -110,6 +110,24 @@ fn what_the_dead_have_left_is_removed_and_the_living_keep_theirs() {
 }
 
 #[test]
+fn the_living_and_the_dead_are_told_apart_and_nothing_else_is_listed() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    let living = Directory::take(&root, &name("living")).unwrap();
+    leave(&root, "dead", &[(PID, "99999999\n")]);
+    leave(&root, "foreign", &[("file", "")]);
+    fs::write(root.path().join("no-directory"), "").unwrap();
+    let found = |text: &str| list::look(&root, name(text)).map(|found| (found.pid, found.alive));
+    assert_eq!(found("living"), Some((Some(process::id()), true)));
+    assert_eq!(found("dead"), Some((Some(99_999_999), false)));
+    for text in ["foreign", "no-directory", "nobody"] {
+        assert_eq!(found(text), None, "{text}");
+    }
+    drop(living);
+    assert_eq!(found("living"), None);
+}
+
+#[test]
 fn a_dead_ones_name_is_free_and_its_files_are_gone() {
     let dir = TempDir::new();
     let root = root(&dir);

@@ -3,14 +3,16 @@
 //! It is `$XDG_RUNTIME_DIR/lodger/NAME`, or `/tmp/lodger-UID/NAME` where there is no such variable. There is no daemon
 //! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is holds a
 //! lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead machine's; the
-//! next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing in files and was given no name has none: it would
-//! cost 50 µs in memory, and milliseconds on some disks.
+//! next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing in files and was
+//! given no name may have one later than all others, when its guest runs already: it costs 50 µs in memory, and
+//! milliseconds on some disks.
 //!
 //! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living one:
 //! - whoever has locked `pid` looks whether that is still the file of this name; if not, it begins anew;
 //! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
 //! - who makes or removes one has locked a byte more than who owns one, so that others can tell and try again.
 
+mod list;
 mod name;
 mod root;
 
@@ -19,10 +21,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{process, thread};
 
 use crate::file_lock::{self, Kind};
+pub use list::{Found, find, list};
 pub use name::{Name, NameError};
 use root::Root;
 pub(super) use root::{ROOM, named_room};
@@ -96,7 +100,7 @@ impl Error {
 /// What a machine keeps in files: made when the first of them is wanted, gone with this value.
 #[derive(Debug)]
 pub(super) struct Files {
-    directory: Option<Directory>,
+    directory: OnceLock<Directory>,
     /// Where there is room for large ones, if that is elsewhere.
     on_disk: Option<Directory>,
 }
@@ -104,13 +108,36 @@ pub(super) struct Files {
 impl Files {
     /// None as yet, but the name is taken if there is one.
     pub fn new(name: Option<&Name>) -> Result<Self, Error> {
-        let directory = name.map(|name| Directory::take(&Root::of_machines()?, name)).transpose()?;
+        let directory = OnceLock::new();
+        if let Some(name) = name {
+            let taken = Directory::take(&Root::of_machines()?, name)?;
+            directory.get_or_init(|| taken);
+        }
         Ok(Self { directory, on_disk: None })
     }
 
     /// Where they are.
     pub fn path(&self) -> Option<&Path> {
-        self.directory.as_ref().map(Directory::path)
+        self.directory.get().map(Directory::path)
+    }
+
+    /// What the machine is called, if it has a directory.
+    pub fn name(&self) -> Option<&Name> {
+        self.directory.get().map(|directory| &directory.name)
+    }
+
+    /// Where they are; the directory is made if it is not there yet.
+    pub fn make(&self) -> Result<&Path, Error> {
+        self.directory().map(Directory::path)
+    }
+
+    fn directory(&self) -> Result<&Directory, Error> {
+        if let Some(directory) = self.directory.get() {
+            return Ok(directory);
+        }
+        let directory = Directory::take_any(&Root::of_machines()?)?;
+        // Of two that come at once, one is the machine's; the other's goes away again.
+        Ok(self.directory.get_or_init(|| directory))
     }
 
     /// Where a file of this name can be made that may grow as large as a disk.
@@ -118,15 +145,12 @@ impl Files {
     /// The directory is in memory as a rule, and so small that one guest could fill it for all programs of its user. Then
     /// it only has a link, to a directory of the same kind that is on a disk.
     pub fn large(&mut self, file: &str) -> Result<PathBuf, Error> {
-        let directory = match self.directory.take() {
-            Some(directory) => directory,
-            None => Directory::take_any(&Root::of_machines()?)?,
-        };
-        let directory = self.directory.insert(directory);
+        let directory = self.directory()?;
         let here = directory.path().join(file);
         if self.on_disk.is_none() && is_in_memory(directory.path()).map_err(Error::io("look at", &here))? {
             let root = Root::on_disk()?;
-            self.on_disk = root.map(|root| Directory::take(&root, &directory.name)).transpose()?;
+            let taken = root.map(|root| Directory::take(&root, &directory.name)).transpose()?;
+            self.on_disk = taken;
         }
         let Some(on_disk) = &self.on_disk else { return Ok(here) };
         let there = on_disk.path().join(file);

@@ -1,0 +1,105 @@
+//! A console's output in files of bounded size: the newest in one, what was before it in another, and nothing older.
+//!
+//! A writer exchanges them under its descriptor, so that whatever writes there need not know; a [`Reader`] follows.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The file with the newest output.
+pub const LOG: &str = "console.log";
+/// The one with what was before that.
+pub const OLDER_LOG: &str = "console.log.1";
+/// How large each grows.
+pub const LOG_BOUND: u64 = 512 << 10;
+
+/// What a sink knows that writes to a log.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    directory: PathBuf,
+    written: AtomicU64,
+}
+
+impl Rotation {
+    /// Begins a log in `directory`, and has `fd` write to it from now on.
+    pub fn begin(fd: BorrowedFd<'_>, directory: &Path) -> io::Result<Self> {
+        let rotation = Self { directory: directory.to_owned(), written: AtomicU64::new(0) };
+        rotation.take_new_file(fd)?;
+        Ok(rotation)
+    }
+
+    /// To be called when `count` bytes were written to `fd`.
+    pub fn count(&self, fd: BorrowedFd<'_>, count: usize) {
+        let written = self.written.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
+        if written < LOG_BOUND {
+            return;
+        }
+        self.written.store(0, Ordering::Relaxed);
+        let (log, older) = (self.directory.join(LOG), self.directory.join(OLDER_LOG));
+        if let Err(error) = fs::rename(log, older).and_then(|()| self.take_new_file(fd)) {
+            log::debug!("the console's log begins anew in the same file: {error}");
+            // SAFETY: changes the size of our own file.
+            unsafe { libc::ftruncate(fd.as_raw_fd(), 0) };
+        }
+    }
+
+    fn take_new_file(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(self.directory.join(LOG))?;
+        // SAFETY: both are open descriptors; what `fd` was before is closed in the same step.
+        match unsafe { libc::dup3(file.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a log from its beginning, and goes on to the next file where one has been taken for another.
+#[derive(Debug)]
+pub struct Reader {
+    directory: PathBuf,
+    /// What is read before the newest.
+    older: Option<File>,
+    newest: Option<File>,
+}
+
+impl Reader {
+    /// The log in a machine's directory. Without one it is not found.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let newest = File::open(directory.join(LOG))?;
+        let older = File::open(directory.join(OLDER_LOG)).ok();
+        // It may have become the older one between the two.
+        let is_other = |older: &File| number(older) != number(&newest);
+        Ok(Self { directory: directory.to_owned(), older: older.filter(is_other), newest: Some(newest) })
+    }
+
+    /// Reads on. Zero: there is no more at this moment.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(older) = &mut self.older {
+            match older.read(buffer)? {
+                0 => self.older = None,
+                count => return Ok(count),
+            }
+        }
+        let Some(file) = &mut self.newest else { return Ok(0) };
+        match file.read(buffer)? {
+            0 => {}
+            count => return Ok(count),
+        }
+        let Ok(next) = File::open(self.directory.join(LOG)) else { return Ok(0) };
+        if number(&next) == number(file) {
+            return Ok(0);
+        }
+        // What was written to it until it was exchanged.
+        self.older = self.newest.replace(next);
+        self.read(buffer)
+    }
+}
+
+fn number(file: &File) -> Option<u64> {
+    file.metadata().ok().map(|status| status.ino())
+}

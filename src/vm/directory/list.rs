@@ -1,0 +1,45 @@
+//! Which machines there are: those that run, and the dead whose directories nobody has cleared away yet.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::root::Root;
+use super::{CHANGED, Error, Name, open_pid, owner};
+use crate::file_lock::{self, Kind};
+
+/// A machine's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What the machine is called.
+    pub name: Name,
+    /// Where its directory is.
+    pub path: PathBuf,
+    /// The process that runs it, or ran it.
+    pub pid: Option<u32>,
+    /// Whether that process lives.
+    pub alive: bool,
+}
+
+/// All machines of this user, by name.
+pub fn list() -> Result<Vec<Found>, Error> {
+    let root = Root::of_machines()?;
+    let entries = fs::read_dir(root.path()).map_err(Error::io("list", root.path()))?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut found: Vec<_> = names.filter_map(|name| look(&root, name)).collect();
+    found.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+    Ok(found)
+}
+
+/// The machine of this name, if there is one.
+pub fn find(name: &Name) -> Result<Option<Found>, Error> {
+    Ok(look(&Root::of_machines()?, name.clone()))
+}
+
+/// What is not a machine's is nothing, whatever it is.
+pub(super) fn look(root: &Root, name: Name) -> Option<Found> {
+    let path = root.path().join(name.as_str());
+    let file = open_pid(&path, false).ok()?;
+    // Its owner has locked a part of it.
+    let alive = file_lock::conflict(&file, Kind::Exclusive, CHANGED).ok()?.is_some();
+    Some(Found { name, path, pid: owner(&file), alive })
+}
