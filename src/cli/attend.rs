@@ -84,7 +84,7 @@ pub fn wait_for_reader(output: &Output, signals: &Signals) -> io::Result<()> {
 
 /// Waits until one of the first three descriptors is readable, or the last one, a pipe, cannot be written any
 /// more; says which are.
-fn wait(descriptors: [Option<BorrowedFd<'_>>; 4], timeout: i32) -> io::Result<[bool; 4]> {
+pub fn wait(descriptors: [Option<BorrowedFd<'_>>; 4], timeout: i32) -> io::Result<[bool; 4]> {
     // A negative descriptor is passed over.
     let mut entries = descriptors.map(|fd| libc::pollfd {
         fd: fd.map_or(-1, |fd| fd.as_raw_fd()),

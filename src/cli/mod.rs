@@ -2,6 +2,7 @@
 
 mod attend;
 mod completions;
+mod detach;
 mod disk;
 mod doctor;
 mod flags;
@@ -11,6 +12,7 @@ mod run;
 mod say;
 mod signals;
 mod stats;
+mod vms;
 
 use std::error::Error;
 use std::io::Write;
@@ -36,6 +38,7 @@ Exit status of `run`:
   104  KVM came back for a reason that lodger does not know
   105  the guest's kernel panicked and said so (Linux with CONFIG_PVPANIC does; others reset)
   N    the guest wrote N to the debug-exit port 0xf4 (choose other numbers than the above)
+  137  it was killed by `lodger kill`, or by `lodger stop` when its time was over
   128+N  lodger was ended by signal N";
 
 const EXAMPLES: &str = "\
@@ -45,6 +48,7 @@ Examples:
   printf 'exits\\nhalt\\n' | lodger run         let the embedded guest measure what a trap costs
   lodger run --cpus 4,threads=2 --cpu baseline  a guest that can move to other servers
   lodger disk create vm.qcow2 --backing base.qcow2  a copy-on-write disk; `lodger disk --help` has more
+  lodger run --name web --detach vmlinux …    Linux without a terminal; then lodger ps, attach web, stop web
   lodger doctor                               what this host can do, and what to do about what it cannot
 
 RUST_LOG=debug tells more about what happens, on standard error.";
@@ -66,6 +70,17 @@ enum Command {
     /// Boot a guest in this process [default]
     #[command(after_help = STATUSES)]
     Run(Box<run::RunArgs>),
+    Ps(vms::ps::PsArgs),
+    Inspect(vms::inspect::InspectArgs),
+    Logs(vms::logs::LogsArgs),
+    Attach(vms::attach::AttachArgs),
+    Pause(vms::pause::PauseArgs),
+    Resume(vms::resume::ResumeArgs),
+    Stop(vms::stop::StopArgs),
+    Kill(vms::stop::KillArgs),
+    Wait(vms::wait::WaitArgs),
+    Events(vms::events::EventsArgs),
+    Balloon(vms::balloon::BalloonArgs),
     /// Make, examine and change disk images
     Disk(disk::DiskArgs),
     /// Say what this host can do, and what to do about what it cannot
@@ -83,6 +98,7 @@ pub fn main() -> ExitCode {
     // virtio_queue, and what they are about is told by ours as well.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off"))
         .format(|out, record| {
+            detach::keep_messages_short();
             // A raw terminal does not return to the left by itself.
             let end = if console::terminal_is_raw() { "\r\n" } else { "\n" };
             write!(out, "lodger: {}: {}{end}", record.level().as_str().to_lowercase(), record.args())
@@ -92,6 +108,17 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         None => run::run(&arguments.run, timeline),
         Some(Command::Run(run)) => run::run(&run, timeline),
+        Some(Command::Ps(arguments)) => vms::ps::ps(&arguments),
+        Some(Command::Inspect(arguments)) => vms::inspect::inspect(&arguments),
+        Some(Command::Logs(arguments)) => vms::logs::logs(&arguments),
+        Some(Command::Attach(arguments)) => vms::attach::attach(&arguments),
+        Some(Command::Pause(arguments)) => vms::pause::pause(&arguments),
+        Some(Command::Resume(arguments)) => vms::resume::resume(&arguments),
+        Some(Command::Stop(arguments)) => vms::stop::stop(&arguments),
+        Some(Command::Kill(arguments)) => vms::stop::kill(&arguments),
+        Some(Command::Wait(arguments)) => vms::wait::wait(&arguments),
+        Some(Command::Events(arguments)) => vms::events::events(&arguments),
+        Some(Command::Balloon(arguments)) => vms::balloon::balloon(&arguments),
         Some(Command::Disk(arguments)) => disk::disk(&arguments),
         Some(Command::Doctor(doctor)) => return doctor::doctor(&doctor),
         Some(Command::Completions(completions)) => completions::print(&completions).map(|()| 0),

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use lodger::boot::{Entry, Flat, Symbols};
-use lodger::console::{self, Console};
+use lodger::console::{self, Audience, Console, Shown, Spec};
+use lodger::control::{Served, Server};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
 use lodger::vm::driver::{Driver, Handle, Origin, Request};
+use lodger::vm::inspect::Description;
 use lodger::vm::{
     BalloonSpec, Completion, Config, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name,
     Outcome, PortSpec, Timeline,
@@ -17,6 +19,7 @@ use lodger::x86::model::CpuModel;
 
 use super::AnyError;
 use super::attend::{attend, tell_size, wait_for_reader};
+use super::detach::{Side, detach};
 use super::flags::{self, CpuChoice};
 use super::keyboard::Keyboard;
 use super::profile::{Names, ProfileArgs, Profiling};
@@ -32,10 +35,17 @@ pub struct RunArgs {
 
     /// What the VM is called while it runs: letters, digits, and -, _ or . [default: vm-PID]
     ///
-    /// No two VMs of a user have the same name. While it runs, a VM with a name, or with files of its own, has a directory:
-    /// $XDG_RUNTIME_DIR/lodger/NAME, or /tmp/lodger-UID/NAME where there is no such variable.
+    /// No two VMs of a user have the same name. While it runs, a VM has a directory, with a socket by which the other commands
+    /// reach it: $XDG_RUNTIME_DIR/lodger/NAME, or /tmp/lodger-UID/NAME where there is no such variable.
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
+
+    /// Return when the guest runs, and leave it without a terminal; prints the VM's name
+    ///
+    /// What a console on stdio would print is kept in the VM's directory, the newest half MiB at least: `lodger logs` shows
+    /// it, and `lodger attach` is the console. If the guest cannot be started, this command fails with the reason.
+    #[arg(long, short)]
+    detach: bool,
 
     /// How much memory the guest has, and how the host backs it
     ///
@@ -162,11 +172,11 @@ pub struct RunArgs {
     completion: Completion,
 
     /// Print how long each phase of the start took, to standard error
-    #[arg(long)]
+    #[arg(long, conflicts_with = "detach")]
     timing: bool,
 
     /// Print what the guest did (exits by kind, what was completed, accesses nobody answered), to standard error
-    #[arg(long)]
+    #[arg(long, conflicts_with = "detach")]
     stats: bool,
 
     #[command(flatten)]
@@ -204,6 +214,11 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     if arguments.cpu == CpuChoice::Help {
         return flags::print().map(|()| 0);
     }
+    let detaching = match arguments.detach.then(detach).transpose()? {
+        Some(Side::Typed(status)) => return Ok(status),
+        Some(Side::Guest(detaching)) => Some(detaching),
+        None => None,
+    };
     timeline.mark("command line read");
     console::install_panic_hook();
     console::catch_fatal_signals();
@@ -215,10 +230,13 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
         _ => None,
     };
     config.check_outputs(console_file)?;
-    let mut console = Console::connect(&arguments.console.place)?;
+    let has_log = detaching.is_some() && arguments.console.place == Spec::Stdio;
+    let mut console = if has_log { Console::log()? } else { Console::connect(&arguments.console.place)? };
     let output = console.output();
+    let audience = Arc::new(Audience::default());
+    let shown = Arc::new(Shown { output: Arc::clone(&output), audience: Arc::clone(&audience) });
     let names = Names::new(&arguments.profile, &config)?;
-    let machine = Machine::build(&kvm, &config, Arc::clone(&output) as _, &mut timeline)?;
+    let machine = Machine::build(&kvm, &config, shown, &mut timeline)?;
     console.empty_file()?;
     let mut driver = Driver::new(machine)?;
     let handle = driver.handle();
@@ -235,9 +253,23 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     // other, and the terminal is the user's.
     let signals = Signals::block()?;
     console.take_terminal()?;
+    if has_log {
+        console.begin_log(machine.make_directory()?)?;
+    }
     driver.start()?;
     output.start();
     let mut driver = driver.spawn()?;
+    let served =
+        Served { handle: handle.clone(), audience, description: Description::from(&config), has_log };
+    let mut server = match detaching {
+        Some(detaching) => {
+            let server = Server::start(served)?;
+            let name = machine.name().map(ToString::to_string).unwrap_or_default();
+            detaching.finish(&name, machine.make_directory()?)?;
+            server
+        }
+        None => Server::start_later(served)?,
+    };
     let attended = attend(&handle, Keyboard::of(machine), &mut console, &signals);
     // If it could not be attended, it has not stopped yet.
     handle.post(Request::Kill, Origin::Owner);
@@ -249,6 +281,8 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     }
     let on_terminal = console.is_interactive();
     let complete = console.close();
+    // Not before all of the output is in the log.
+    server.close();
     if let Some(moment) = output.first_byte_at() {
         timeline.mark_at("first byte of output", moment);
     }

@@ -12,6 +12,12 @@ pub(super) const HELP: &str = "\r\n\
     [lodger] Ctrl-A h       this help\r\n\
     [lodger] Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
 
+/// The same where leaving ends nothing.
+pub(super) const HELP_ATTACHED: &str = "\r\n\
+    [lodger] Ctrl-A x       leave: the guest goes on\r\n\
+    [lodger] Ctrl-A h       this help\r\n\
+    [lodger] Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
+
 /// What any other key after Ctrl-A shows.
 pub(super) const HINT: &str = "\r\n[lodger] Ctrl-A is the escape key; Ctrl-A h shows what it can do\r\n";
 

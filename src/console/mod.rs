@@ -33,6 +33,7 @@ use output::Timing;
 pub use output::{Counters, HARD_BOUND, Output, SOFT_BOUND};
 use pty::Pty;
 use sink::{Handle, Sink};
+pub(crate) use socket::Socket;
 pub use spec::{Spec, SpecError};
 use terminal::Terminal;
 pub use terminal::{catch_fatal_signals, install_panic_hook, restore_terminal, terminal_is_raw};
@@ -143,6 +144,7 @@ struct Interactive {
     /// In the background nothing is read.
     listening: bool,
     leaving: bool,
+    help: &'static str,
 }
 
 impl Console {
@@ -170,6 +172,16 @@ impl Console {
                 Ok(Self::on(Handle::Inherited(input), Handle::Inherited(output)))
             }
         }
+    }
+
+    /// This process's standard input and output, for a guest that another process runs: leaving does not end it.
+    pub fn attached() -> Result<Self, Error> {
+        let mut console = Self::connect(&Spec::Stdio)?;
+        if let Source::Standard(Standard { terminal: Some(interactive), .. }) = &mut console.source {
+            interactive.help = keys::HELP_ATTACHED;
+        }
+        console.take_terminal()?;
+        Ok(console)
     }
 
     /// A console whose output goes to a log, in the directory that [`begin_log`](Self::begin_log) names before there is
@@ -221,6 +233,7 @@ impl Console {
             keys: Keys::default(),
             listening: false,
             leaving: false,
+            help: keys::HELP,
         });
         let output = Arc::new(Output::new(Sink::new(output), Timing::default()));
         let source = Source::Standard(Standard { terminal, handle: input, ended: false });
@@ -357,7 +370,7 @@ impl Standard {
         };
         let found = terminal.keys.sift(&mut buffer[..count]);
         if found.help {
-            tell(output, keys::HELP);
+            tell(output, terminal.help);
         } else if found.unknown {
             tell(output, keys::HINT);
         }

@@ -248,7 +248,7 @@ mod tests {
         let description = serde_json::to_value(Description::from(&config)).unwrap();
         assert_eq!((&description["cpus"], &description["balloon"]), (&"2".into(), &"4M".into()));
         machine.resume();
-        while machine.last_post_code().is_none() {
+        while machine.vcpus().iter().any(|vcpu| vcpu.counters().total() == 0) {
             std::thread::yield_now();
         }
         let tree = serde_json::to_value(inspect(&machine)).unwrap();

@@ -9,7 +9,7 @@ mod create;
 mod diff;
 mod hash;
 mod info;
-mod output;
+pub mod output;
 mod rebase;
 mod resize;
 mod size;

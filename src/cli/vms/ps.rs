@@ -1,0 +1,125 @@
+//! `lodger ps`: which machines there are.
+
+use std::time::Duration;
+
+use clap::Args;
+use lodger::control::{Client, Status};
+use lodger::memory::human;
+use lodger::vm::{self, Found};
+use serde::Serialize;
+
+use crate::cli::AnyError;
+use crate::cli::disk::output;
+
+/// How long one that does not answer holds the list up.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const HELP: &str = "\
+States: created, running, paused, stopping, stopped (its process ends just now), starting (no control socket yet),
+silent (it does not answer), dead (its process was killed; the next start clears its directory away).
+
+JSON: an array of {\"name\", \"pid\", \"state\", \"cpus\", \"memory\": bytes, \"uptime\": seconds, \"directory\"}; what is not known is
+null.";
+
+/// List this user's VMs
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub struct PsArgs {
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    pid: Option<u32>,
+    state: String,
+    cpus: Option<usize>,
+    memory: Option<u64>,
+    uptime: Option<f64>,
+    directory: String,
+}
+
+pub fn ps(arguments: &PsArgs) -> Result<u8, AnyError> {
+    let rows: Vec<_> = vm::list()?.into_iter().filter_map(row).collect();
+    output::print(arguments.json, &rows, |rows| table(rows))?;
+    Ok(0)
+}
+
+fn row(found: Found) -> Option<Row> {
+    let mut row = Row {
+        name: found.name.to_string(),
+        pid: found.pid,
+        state: "dead".to_owned(),
+        cpus: None,
+        memory: None,
+        uptime: None,
+        directory: found.path.display().to_string(),
+    };
+    if found.alive {
+        match ask(&found) {
+            Ok(Status { state, cpus, memory, uptime, .. }) => {
+                row.state = state;
+                (row.cpus, row.memory, row.uptime) = (Some(cpus), Some(memory), uptime);
+            }
+            // It may have ended meanwhile.
+            Err(_) => match vm::find(&found.name).ok()? {
+                None => return None,
+                Some(Found { alive: false, .. }) => {}
+                Some(Found { path, .. }) if path.join(lodger::control::SOCKET).exists() => {
+                    "silent".clone_into(&mut row.state);
+                }
+                Some(_) => "starting".clone_into(&mut row.state),
+            },
+        }
+    }
+    Some(row)
+}
+
+fn ask(found: &Found) -> Result<Status, AnyError> {
+    let mut client = Client::connect_to(found.clone(), PATIENCE)?;
+    Ok(serde_json::from_value(client.call("status", serde_json::json!({}))?)?)
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(4);
+    let mut text = format!(
+        "{:<width$}  {:>8}  {:<8}  {:>4}  {:>8}  {:>8}\n",
+        "NAME", "PID", "STATE", "CPUS", "MEMORY", "UP"
+    );
+    for row in rows {
+        let pid = row.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        let cpus = row.cpus.map_or("-".to_owned(), |cpus| cpus.to_string());
+        let memory = row.memory.map_or("-".to_owned(), human);
+        let up = row.uptime.map_or("-".to_owned(), age);
+        text +=
+            &format!("{:<width$}  {pid:>8}  {:<8}  {cpus:>4}  {memory:>8}  {up:>8}\n", row.name, row.state);
+    }
+    text
+}
+
+/// A duration for people.
+fn age(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        ..7200 => format!("{} min", seconds / 60),
+        ..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, said) in
+            [(0.0, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (1e6, "11 days")]
+        {
+            assert_eq!(age(seconds), said);
+        }
+    }
+}

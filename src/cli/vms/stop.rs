@@ -1,0 +1,95 @@
+//! `lodger stop` and `lodger kill`: a machine ends.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use lodger::control::Client;
+use lodger::vm::{self, Name};
+use serde_json::{Value, json};
+
+use super::{Which, text};
+use crate::cli::AnyError;
+use crate::cli::say::say;
+
+/// How long a process may take to end whose machine has stopped.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The status of a machine that was killed.
+const KILLED: u64 = 137;
+
+const HELP: &str = "\
+The guest is asked by its power button (ACPI). Linux switches itself off then, if something there listens to the button, as
+systemd does, or acpid; the embedded guest does so at its prompt. A guest that does not listen is killed when its time is over.
+
+Exit status: 0 when the VM has ended, in whatever way.";
+
+/// Ask a VM's guest to end, and kill the VM if it has not ended in time
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub struct StopArgs {
+    #[command(flatten)]
+    which: Which,
+    /// How many seconds the guest has to end
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    timeout: f64,
+}
+
+/// End a VM at once, as pulling the plug does
+#[derive(Args)]
+pub struct KillArgs {
+    #[command(flatten)]
+    which: Which,
+}
+
+pub fn stop(arguments: &StopArgs) -> Result<u8, AnyError> {
+    let mut client = arguments.which.connect()?;
+    let milliseconds = (arguments.timeout * 1000.0) as u64;
+    client.call_patiently("stop", json!({ "timeout-ms": milliseconds }))?;
+    let ending = until_the_end(client, arguments.which.name())?;
+    if ending["status"] == KILLED {
+        say!("lodger: {}: {}", arguments.which.name(), text(&ending, "reason"));
+    }
+    Ok(0)
+}
+
+pub fn kill(arguments: &KillArgs) -> Result<u8, AnyError> {
+    let mut client = arguments.which.connect()?;
+    client.call_patiently("kill", json!({}))?;
+    until_the_end(client, arguments.which.name())?;
+    Ok(0)
+}
+
+/// Waits until the machine has ended, and its name is free again.
+fn until_the_end(mut client: Client, name: &Name) -> Result<Value, AnyError> {
+    let pid = client.found().pid;
+    let ending = client.call("wait", json!({}))?;
+    drop(client);
+    let start = Instant::now();
+    while vm::find(name)?.is_some_and(|found| found.alive && found.pid == pid) {
+        if start.elapsed() > PATIENCE {
+            return Err(format!("the VM {name} has stopped, but its process does not end").into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(ending)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("write a number of seconds, as in 30 or 0.5".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_numbers_of_seconds() {
+        assert_eq!((seconds("0"), seconds("0.5"), seconds("30")), (Ok(0.0), Ok(0.5), Ok(30.0)));
+        for text in ["", "-1", "1m", "nan", "inf", "1e10"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The thread that listens, and the threads of its clients.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::protocol::{self, Failure};
+use super::session::Session;
+use super::{SOCKET, wait};
+use crate::console::{Audience, LineError, Socket};
+use crate::hv::Vm;
+use crate::vm::DirectoryError;
+use crate::vm::driver::Handle;
+use crate::vm::inspect::Description;
+use crate::{event, threads};
+
+/// How many clients there can be at once.
+pub const MOST_CLIENTS: usize = 64;
+const STACK_SIZE: usize = 256 << 10;
+/// How long a client may take nothing of what is written to it.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// The same at the end, when the process waits for it.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// After how long it is tried again to take a client, where descriptors are used up.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What is served.
+pub struct Served<V: Vm> {
+    /// By which the machine is asked for something.
+    pub handle: Handle<V>,
+    /// Who hears its console.
+    pub audience: Arc<Audience>,
+    /// How it was described.
+    pub description: Description,
+    /// Whether its console's output is kept in its directory.
+    pub has_log: bool,
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// There is no directory for it.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// There is a directory, but no socket can be in it.
+    #[error(transparent)]
+    Socket(#[from] LineError),
+    /// The operating system has no thread left, or no descriptor.
+    #[error("cannot serve the control socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A server, which ends with the value.
+pub struct Server {
+    closing: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A client.
+struct Client {
+    stream: Arc<UnixStream>,
+    idle: Arc<Idle>,
+    thread: JoinHandle<()>,
+}
+
+/// Since when a client has asked for nothing.
+#[derive(Debug, Default)]
+pub(super) struct Idle(AtomicU64);
+
+impl Idle {
+    /// Zero means at work, so that the first moment counts as 1.
+    pub fn since(&self, birth: Instant) {
+        self.0.store(birth.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);
+    }
+
+    pub fn no_longer(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&since| since > 0)
+    }
+}
+
+impl Server {
+    /// Listens in the machine's directory, which is made if there is none, before it returns.
+    pub fn start<V: Vm>(served: Served<V>) -> Result<Self, ServerError> {
+        let listener = listen(&served)?;
+        Self::spawn(move |closing| serve(Arc::new(served), &listener, closing))
+    }
+
+    /// The same on the thread that serves, so that nobody waits for it. If it cannot be, a line in the log says why.
+    pub fn start_later<V: Vm>(served: Served<V>) -> Result<Self, ServerError> {
+        Self::spawn(move |closing| match listen(&served) {
+            Ok(listener) => serve(Arc::new(served), &listener, closing),
+            Err(error) => log::warn!("the VM has no control socket: {error}"),
+        })
+    }
+
+    fn spawn(work: impl FnOnce(&Arc<EventFd>) + Send + 'static) -> Result<Self, ServerError> {
+        let closing = Arc::new(event::create()?);
+        let heard = Arc::clone(&closing);
+        let builder = Builder::new().name("control".to_owned()).stack_size(STACK_SIZE);
+        let thread = threads::without_signals(|| builder.spawn(move || work(&heard)))?;
+        Ok(Self { closing, thread: Some(thread) })
+    }
+
+    /// Takes no more clients, lets those that are there have what they are waiting for, and ends.
+    pub fn close(&mut self) {
+        event::signal(&self.closing);
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by the thread.
+            let _: Result<(), _> = thread.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn listen<V: Vm>(served: &Served<V>) -> Result<Socket, ServerError> {
+    let directory = served.handle.machine().make_directory()?;
+    // The directory is ours, and locked by ourselves.
+    Ok(Socket::listen(&directory.join(SOCKET))?)
+}
+
+/// Takes clients until it is told to end.
+fn serve<V: Vm>(served: Arc<Served<V>>, listener: &Socket, closing: &Arc<EventFd>) {
+    let birth = Instant::now();
+    let mut clients: Vec<Client> = Vec::new();
+    // SAFETY: the descriptor is open as long as `closing` lives.
+    let told = unsafe { BorrowedFd::borrow_raw(closing.as_raw_fd()) };
+    while let Ok([false, ready]) = wait::readable([Some(told), Some(listener.as_fd())], None) {
+        if !ready {
+            continue;
+        }
+        let Some(stream) = listener.accept() else {
+            thread::sleep(RETRY);
+            continue;
+        };
+        clients.retain(|client| !client.thread.is_finished());
+        if clients.len() >= MOST_CLIENTS && !leave_the_idlest(&clients) {
+            refuse(stream.into());
+            continue;
+        }
+        match admit(stream.into(), &served, closing, birth) {
+            Ok(client) => clients.push(client),
+            Err(error) => log::debug!("a client of the control socket is turned away: {error}"),
+        }
+    }
+    part(clients);
+}
+
+fn admit<V: Vm>(
+    stream: UnixStream,
+    served: &Arc<Served<V>>,
+    closing: &Arc<EventFd>,
+    birth: Instant,
+) -> io::Result<Client> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(WRITE_PATIENCE))?;
+    let stream = Arc::new(stream);
+    let idle = Arc::new(Idle::default());
+    let session =
+        Session::new(Arc::clone(served), Arc::clone(&stream), Arc::clone(closing), Arc::clone(&idle), birth);
+    let builder = Builder::new().name("client".to_owned()).stack_size(STACK_SIZE);
+    let thread = threads::without_signals(|| builder.spawn(move || session.serve()))?;
+    Ok(Client { stream, idle, thread })
+}
+
+/// Parts with the client that has asked for nothing for the longest time; whether there is one.
+fn leave_the_idlest(clients: &[Client]) -> bool {
+    let idle = clients.iter().filter_map(|client| Some((client.idle.get()?, client)));
+    let Some((_, client)) = idle.min_by_key(|(since, _)| *since) else { return false };
+    hang_up(&client.stream);
+    true
+}
+
+/// Tells a client that there is no room. It has not written yet, so that this fits.
+fn refuse(mut stream: UnixStream) {
+    let failure = Failure::new("busy", format!("{MOST_CLIENTS} clients are at work; try again later"));
+    // Who is gone does not want to know.
+    let _: io::Result<()> = stream.write_all(&protocol::answer(&Value::Null, Err(failure)));
+}
+
+fn hang_up(stream: &UnixStream) {
+    // It may be gone by itself.
+    let _: io::Result<()> = stream.shutdown(Shutdown::Both);
+}
+
+/// Waits for the clients, but not for those who do not read.
+fn part(clients: Vec<Client>) {
+    let start = Instant::now();
+    while start.elapsed() < LAST_PATIENCE && clients.iter().any(|client| !client.thread.is_finished()) {
+        thread::sleep(Duration::from_micros(200));
+    }
+    for client in &clients {
+        hang_up(&client.stream);
+    }
+    for client in clients {
+        // A panic was reported by the thread.
+        let _: Result<(), _> = client.thread.join();
+    }
+}
