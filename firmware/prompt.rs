@@ -8,6 +8,8 @@ use crate::{apic, commands, power, print, println, ring0, serial};
 const PROMPT: &str = "lodger> ";
 /// How many times to look for input in vain before looking seldom.
 const PATIENCE: u32 = 25;
+/// The IOAPIC's input for the power button, which the tables tell of.
+const POWER_BUTTON: u32 = 13;
 
 /// Carries out the commands of one line, which semicolons separate.
 pub fn run_all(machine: &Machine, commands: &str) {
@@ -18,6 +20,9 @@ pub fn run_all(machine: &Machine, commands: &str) {
 
 /// Reads and carries out commands for ever.
 pub fn serve(machine: &Machine) -> ! {
+    if apic::io_lines().is_some_and(|lines| lines > POWER_BUTTON) {
+        apic::connect(POWER_BUTTON);
+    }
     let mut input = Input::new(&machine.apic);
     let mut line = Line::new();
     loop {
@@ -81,7 +86,13 @@ impl<'a> Input<'a> {
         let mut pace = Pace::Quick;
         let mut looks = 0;
         let mut looked_at = None;
+        // No other device is connected while nothing is done. Who presses it meanwhile presses it again.
+        let pressed = apic::interrupts_of_devices();
         let count = loop {
+            if apic::interrupts_of_devices() != pressed {
+                println!("\nthe power button was pressed, switching off");
+                power::off()
+            }
             let tick = Some(apic::ticks());
             // A tick looks even without an interrupt: one may have been missed, and the carrier drops silently.
             if serial::wants_attention() || looked_at != tick {

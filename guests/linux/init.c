@@ -11,6 +11,7 @@
 #include <asm/signal.h>
 #include <asm/termbits.h>
 #include <linux/fcntl.h>
+#include <linux/input-event-codes.h>
 #include <linux/reboot.h>
 #include <linux/wait.h>
 
@@ -30,6 +31,13 @@ enum {
 
 struct window_size {
 	unsigned short rows, columns, width, height;
+};
+
+// What /dev/input/event* tells, as programs of 64 bits see it.
+struct input_event {
+	long seconds, microseconds;
+	unsigned short type, code;
+	int value;
 };
 
 struct pause {
@@ -169,10 +177,21 @@ static void pass_end_of_input(long terminal, int *seen)
 		sys(ioctl, terminal, TIOCSTI, "\004");
 }
 
+// Whether the host has pressed the power button, which is the only input device that there is.
+static int button_was_pressed(long button)
+{
+	struct input_event event;
+	while (button >= 0 && sys(read, button, &event, sizeof event) == sizeof event)
+		if (event.type == EV_KEY && event.code == KEY_POWER && event.value)
+			return 1;
+	return 0;
+}
+
 // Waits for the child, buries orphans meanwhile, and gives its exit status as a shell would.
 static int wait_for(long child, long terminal)
 {
 	const struct pause watch_interval = { 0, WATCH_MILLISECONDS * 1000000L };
+	const long button = sys(open, "/dev/input/event0", O_RDONLY | O_NONBLOCK, 0);
 	int seen = 0;
 	for (;;) {
 		int status = 0;
@@ -181,6 +200,10 @@ static int wait_for(long child, long terminal)
 			return status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff;
 		if (wanted_command)
 			end(wanted_command);
+		if (button_was_pressed(button)) {
+			say("init: the power button was pressed\n");
+			end(LINUX_REBOOT_CMD_POWER_OFF);
+		}
 		if (dead > 0)
 			continue;
 		pass_end_of_input(terminal, &seen);

@@ -18,7 +18,7 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lodger::console;
 use lodger::vm::Timeline;
 use say::say;
@@ -42,6 +42,8 @@ Exit status of `run`:
   128+N  lodger was ended by signal N";
 
 const EXAMPLES: &str = "\
+`lodger run -h` lists the options of run, `lodger --help` has all.
+
 Examples:
   lodger                                      boot the embedded guest and talk to it
   lodger run vmlinux --initrd root.cpio       boot Linux
@@ -104,7 +106,8 @@ pub fn main() -> ExitCode {
             write!(out, "lodger: {}: {}{end}", record.level().as_str().to_lowercase(), record.args())
         })
         .init();
-    let arguments = Arguments::parse();
+    let matches = command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let result = match arguments.command {
         None => run::run(&arguments.run, timeline),
         Some(Command::Run(run)) => run::run(&run, timeline),
@@ -132,6 +135,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command line. What `run` takes would push the list of commands off the screen; `lodger run -h` lists it.
+fn command() -> clap::Command {
+    Arguments::command().mut_args(|argument| argument.hide_short_help(true))
+}
+
 /// Lets all threads allocate from the one heap that is there already. A heap for each would cost every thread
 /// seven system calls and some memory at its start; what threads do while a guest runs allocates nothing.
 fn share_one_heap() {
@@ -141,13 +149,11 @@ fn share_one_heap() {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct RunArgs {
 
     /// Return when the guest runs, and leave it without a terminal; prints the VM's name
     ///
-    /// What a console on stdio would print is kept in the VM's directory, the newest half MiB at least: `lodger logs` shows
+    /// What a console on stdio would print is kept in the VM's directory, the newest quarter MiB at least: `lodger logs` shows
     /// it, and `lodger attach` is the console. If the guest cannot be started, this command fails with the reason.
     #[arg(long, short)]
     detach: bool,

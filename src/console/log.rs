@@ -14,7 +14,7 @@ pub const LOG: &str = "console.log";
 /// The one with what was before that.
 pub const OLDER_LOG: &str = "console.log.1";
 /// How large each grows.
-pub const LOG_BOUND: u64 = 512 << 10;
+pub const LOG_BOUND: u64 = 256 << 10;
 
 /// What a sink knows that writes to a log.
 #[derive(Debug)]

@@ -114,11 +114,28 @@ impl Client {
         self.reader.get_ref().set_read_timeout(None).map_err(|source| self.lost(source))
     }
 
+    /// Asks for something that leads to the machine's end, waits for that, and says how it ended. Both are asked at once: a
+    /// machine that has stopped parts with clients that want nothing.
+    pub fn end(&mut self, method: &str, params: Value) -> Result<Value, ClientError> {
+        self.be_patient()?;
+        let lines = self.line(method, params) + &self.line("wait", json!({}));
+        self.write(&lines)?;
+        self.answer()?;
+        self.answer()
+    }
+
     fn ask(&mut self, method: &str, params: Value) -> Result<(), ClientError> {
+        let line = self.line(method, params);
+        self.write(&line)
+    }
+
+    fn line(&mut self, method: &str, params: Value) -> String {
         self.asked += 1;
-        let mut line = json!({ "id": self.asked, "method": method, "params": params }).to_string();
-        line.push('\n');
-        self.reader.get_mut().write_all(line.as_bytes()).map_err(|source| self.lost(source))
+        json!({ "id": self.asked, "method": method, "params": params }).to_string() + "\n"
+    }
+
+    fn write(&mut self, lines: &str) -> Result<(), ClientError> {
+        self.reader.get_mut().write_all(lines.as_bytes()).map_err(|source| self.lost(source))
     }
 
     fn answer(&mut self) -> Result<Value, ClientError> {

@@ -20,3 +20,7 @@ pub use server::{MOST_CLIENTS, Served, Server, ServerError};
 
 /// The socket's name in a machine's directory.
 pub const SOCKET: &str = "control.sock";
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod tests;

@@ -29,6 +29,11 @@ fn session(scratch: &Scratch) -> PathBuf {
     path
 }
 
+/// The same without the socket, which is made when the guest runs.
+fn kept(path: &Path) -> Vec<String> {
+    listed(path).into_iter().filter(|name| name != "control.sock").collect()
+}
+
 fn listed(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -102,11 +107,30 @@ fn what_is_no_name_is_refused_as_usage() {
 }
 
 #[test]
-fn a_vm_that_keeps_nothing_has_no_directory() {
+fn a_vm_that_keeps_nothing_and_has_no_name_has_a_directory_soon_and_leaves_nothing() {
     let scratch = Scratch::new();
     let runtime = session(&scratch);
     run(&mut in_session(&runtime), "exit 3").with(3).silent();
-    assert_eq!(listed(&runtime), [""; 0]);
+    let root = runtime.join("lodger");
+    assert_eq!(listed(&root), [""; 0]);
+    let (running, _pipes) = waiting(&mut in_session(&runtime), "");
+    let name = format!("vm-{}", running.id());
+    wait_until("it has a control socket", || root.join(&name).join("control.sock").exists());
+    running.signal(libc::SIGTERM);
+    running.finish().with(143).silent();
+    assert_eq!(listed(&root), [""; 0]);
+}
+
+#[test]
+fn where_no_directory_can_be_made_a_vm_without_a_name_runs_and_says_so() {
+    let scratch = Scratch::new();
+    let runtime = session(&scratch);
+    File::create(runtime.join("lodger")).unwrap();
+    let finished = run(&mut in_session(&runtime), "exit 3").with(3);
+    assert!(
+        finished.stderr.contains("the VM has no control socket") && finished.stderr.contains("no directory"),
+        "{finished:?}"
+    );
 }
 
 #[test]
@@ -146,7 +170,7 @@ fn vms_without_names_have_an_overlay_each() {
     let root = runtime.join("lodger");
     assert_eq!(listed(&root), names);
     for name in &names {
-        assert_eq!(listed(&root.join(name)), ["disk0.qcow2", "disk2.qcow2", "pid"]);
+        assert_eq!(kept(&root.join(name)), ["disk0.qcow2", "disk2.qcow2", "pid"]);
     }
     for (running, _pipes) in all {
         running.signal(libc::SIGHUP);
@@ -168,11 +192,11 @@ fn what_a_killed_vm_leaves_is_cleared_away_by_the_next_one() {
         killed.signal(libc::SIGKILL);
         assert_eq!(killed.finish().status.signal(), Some(libc::SIGKILL));
         drop(pipes);
-        assert_eq!(listed(&root.join("dead")), ["disk0.qcow2", "pid"]);
+        assert_eq!(kept(&root.join("dead")), ["disk0.qcow2", "pid"]);
         run(in_session(&runtime).args(["--name", next]), "exit 3").with(3).silent();
         assert_eq!(listed(&root), ["alive"]);
     }
-    assert_eq!(listed(&root.join("alive")), ["disk0.qcow2", "pid"]);
+    assert_eq!(kept(&root.join("alive")), ["disk0.qcow2", "pid"]);
     alive.signal(libc::SIGTERM);
     alive.finish().with(143);
 }

@@ -6,6 +6,7 @@
 mod bad_files;
 mod bad_values;
 mod bz_images;
+mod detached;
 mod directories;
 mod endings;
 mod file_console;

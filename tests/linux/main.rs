@@ -22,4 +22,5 @@ mod root;
 mod shell;
 #[path = "../storage/small_file_system.rs"]
 mod small_file_system;
+mod stop;
 mod support;

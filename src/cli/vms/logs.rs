@@ -13,7 +13,7 @@ use crate::cli::AnyError;
 
 /// Print what the console of a VM that was started with --detach has printed
 ///
-/// The newest half MiB is kept at least, in the VM's directory, and goes away with it.
+/// The newest quarter MiB is kept at least, in the VM's directory, and goes away with it.
 #[derive(Args)]
 pub struct LogsArgs {
     #[command(flatten)]

@@ -4,8 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use lodger::control::Client;
-use lodger::vm::{self, Name};
+use lodger::vm;
 use serde_json::{Value, json};
 
 use super::{Which, text};
@@ -42,10 +41,8 @@ pub struct KillArgs {
 }
 
 pub fn stop(arguments: &StopArgs) -> Result<u8, AnyError> {
-    let mut client = arguments.which.connect()?;
     let milliseconds = (arguments.timeout * 1000.0) as u64;
-    client.call_patiently("stop", json!({ "timeout-ms": milliseconds }))?;
-    let ending = until_the_end(client, arguments.which.name())?;
+    let ending = end(&arguments.which, "stop", json!({ "timeout-ms": milliseconds }))?;
     if ending["status"] == KILLED {
         say!("lodger: {}: {}", arguments.which.name(), text(&ending, "reason"));
     }
@@ -53,16 +50,15 @@ pub fn stop(arguments: &StopArgs) -> Result<u8, AnyError> {
 }
 
 pub fn kill(arguments: &KillArgs) -> Result<u8, AnyError> {
-    let mut client = arguments.which.connect()?;
-    client.call_patiently("kill", json!({}))?;
-    until_the_end(client, arguments.which.name())?;
+    end(&arguments.which, "kill", json!({}))?;
     Ok(0)
 }
 
-/// Waits until the machine has ended, and its name is free again.
-fn until_the_end(mut client: Client, name: &Name) -> Result<Value, AnyError> {
-    let pid = client.found().pid;
-    let ending = client.call("wait", json!({}))?;
+/// Has a machine end, and waits until its name is free again.
+fn end(which: &Which, method: &str, params: Value) -> Result<Value, AnyError> {
+    let mut client = which.connect()?;
+    let (name, pid) = (which.name(), client.found().pid);
+    let ending = client.end(method, params)?;
     drop(client);
     let start = Instant::now();
     while vm::find(name)?.is_some_and(|found| found.alive && found.pid == pid) {
