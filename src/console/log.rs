@@ -103,3 +103,85 @@ impl Reader {
 fn number(file: &File) -> Option<u64> {
     file.metadata().ok().map(|status| status.ino())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::super::line::tests::Scratch;
+    use super::*;
+
+    /// A writer as a sink is one.
+    struct Writer {
+        file: File,
+        rotation: Rotation,
+    }
+
+    impl Writer {
+        fn new(directory: &Path) -> Self {
+            let file = OpenOptions::new().write(true).open("/dev/null").unwrap();
+            let rotation = Rotation::begin(file.as_fd(), directory).unwrap();
+            Self { file, rotation }
+        }
+
+        fn write(&mut self, bytes: &[u8]) {
+            self.file.write_all(bytes).unwrap();
+            self.rotation.count(self.file.as_fd(), bytes.len());
+        }
+    }
+
+    fn rest(reader: &mut Reader) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut buffer = [0; 1000];
+        loop {
+            match reader.read(&mut buffer).unwrap() {
+                0 => return all,
+                count => all.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_follows_from_file_to_file_and_misses_nothing_if_it_keeps_up() {
+        let scratch = Scratch::new("log-follow");
+        let directory = scratch.at("");
+        assert!(Reader::open(&directory).is_err());
+        let mut writer = Writer::new(&directory);
+        let mut reader = Reader::open(&directory).unwrap();
+        let (mut written, mut read) = (Vec::new(), Vec::new());
+        for number in 0..4 * LOG_BOUND / 10_000 {
+            let bytes = vec![number as u8; 10_000];
+            writer.write(&bytes);
+            written.extend(bytes);
+            read.extend(rest(&mut reader));
+        }
+        assert!(read == written);
+    }
+
+    #[test]
+    fn the_newest_is_kept_and_no_more_than_two_files_full() {
+        let scratch = Scratch::new("log-bound");
+        let directory = scratch.at("");
+        let mut writer = Writer::new(&directory);
+        for number in 0..5 * LOG_BOUND / 1000 {
+            writer.write(&[number as u8; 1000]);
+            let size = |name| fs::metadata(directory.join(name)).map_or(0, |status| status.len());
+            assert!(size(LOG) < LOG_BOUND && size(OLDER_LOG) < LOG_BOUND + 1000);
+        }
+        let kept = rest(&mut Reader::open(&directory).unwrap());
+        assert!(kept.len() as u64 >= LOG_BOUND);
+        assert_eq!(kept.last(), Some(&((5 * LOG_BOUND / 1000 - 1) as u8)));
+    }
+
+    #[test]
+    fn without_a_place_for_another_file_the_log_begins_anew() {
+        let scratch = Scratch::new("log-nowhere");
+        let directory = scratch.at("");
+        let mut writer = Writer::new(&directory);
+        fs::create_dir(directory.join(OLDER_LOG)).unwrap();
+        writer.write(&vec![b'x'; LOG_BOUND as usize]);
+        writer.write(b"new");
+        assert_eq!(fs::read(directory.join(LOG)).unwrap(), b"new");
+    }
+}

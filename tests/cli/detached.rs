@@ -209,6 +209,29 @@ fn a_guest_that_is_paused_does_nothing_and_goes_on_when_it_is_resumed() {
     wait_until("it goes on", || exits() > before);
 }
 
+/// The embedded guest checks what its devices give it, and its status says whether all was well.
+#[test]
+fn devices_lose_nothing_while_a_guest_is_paused_and_resumed_all_the_time() {
+    let session = Session::new();
+    let mut command = session.command(&["run", "-d", "--name=one", "--rng", "--balloon", "--memory=64M"]);
+    command.args(["--disk=ephemeral,size=4M"]).args(guest("virtio test;disk write 4096 4 500;exit"));
+    Running::start(&mut command).finish().with(0).silent();
+    let waiting = Running::start(&mut session.command(&["wait", "one"]));
+    let mut socket = session.socket("one");
+    let mut answers = BufReader::new(socket.try_clone().unwrap()).lines();
+    let mut pauses = 0;
+    while socket.write_all(b"{\"method\":\"pause\"}\n{\"method\":\"resume\"}\n").is_ok() {
+        let (Some(Ok(paused)), Some(Ok(resumed))) = (answers.next(), answers.next()) else { break };
+        if paused.contains("error") || resumed.contains("error") {
+            break;
+        }
+        pauses += 1;
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    waiting.finish().with(0).silent();
+    assert!(pauses > 20, "it was paused {pauses} times only");
+}
+
 #[test]
 fn everything_that_happens_is_told_as_an_event() {
     let session = Session::new();

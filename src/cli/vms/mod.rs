@@ -11,10 +11,18 @@ pub mod resume;
 pub mod stop;
 pub mod wait;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use lodger::control::{Client, ClientError};
-use lodger::vm::Name;
+use lodger::vm::{self, Name};
 use serde_json::Value;
+
+use crate::cli::AnyError;
+
+/// How long a process may take to end whose machine has stopped.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which machine is meant.
 #[derive(Args)]
@@ -33,6 +41,21 @@ impl Which {
     pub fn name(&self) -> &Name {
         &self.name
     }
+}
+
+/// Waits until the process of a machine that has stopped is gone, and its name is free again.
+fn until_gone(client: Client) -> Result<(), AnyError> {
+    let found = client.found().clone();
+    // It waits for its clients.
+    drop(client);
+    let start = Instant::now();
+    while vm::find(&found.name)?.is_some_and(|now| now.alive && now.pid == found.pid) {
+        if start.elapsed() > PATIENCE {
+            return Err(format!("the VM {} has stopped, but its process does not end", found.name).into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// A field of an answer, as a text.

@@ -1,18 +1,12 @@
 //! `lodger stop` and `lodger kill`: a machine ends.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use clap::Args;
-use lodger::vm;
 use serde_json::{Value, json};
 
-use super::{Which, text};
+use super::{Which, text, until_gone};
 use crate::cli::AnyError;
 use crate::cli::say::say;
 
-/// How long a process may take to end whose machine has stopped.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The status of a machine that was killed.
 const KILLED: u64 = 137;
 
@@ -57,16 +51,8 @@ pub fn kill(arguments: &KillArgs) -> Result<u8, AnyError> {
 /// Has a machine end, and waits until its name is free again.
 fn end(which: &Which, method: &str, params: Value) -> Result<Value, AnyError> {
     let mut client = which.connect()?;
-    let (name, pid) = (which.name(), client.found().pid);
     let ending = client.end(method, params)?;
-    drop(client);
-    let start = Instant::now();
-    while vm::find(name)?.is_some_and(|found| found.alive && found.pid == pid) {
-        if start.elapsed() > PATIENCE {
-            return Err(format!("the VM {name} has stopped, but its process does not end").into());
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
+    until_gone(client)?;
     Ok(ending)
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{Which, text};
+use super::{Which, text, until_gone};
 use crate::cli::AnyError;
 use crate::cli::disk::output;
 
@@ -24,7 +24,9 @@ pub struct WaitArgs {
 }
 
 pub fn wait(arguments: &WaitArgs) -> Result<u8, AnyError> {
-    let ending = arguments.which.connect()?.call_patiently("wait", json!({}))?;
+    let mut client = arguments.which.connect()?;
+    let ending = client.call_patiently("wait", json!({}))?;
+    until_gone(client)?;
     output::print(arguments.json, &ending, |ending| text(ending, "reason").to_owned())?;
     Ok(ending["status"].as_u64().and_then(|status| status.try_into().ok()).unwrap_or(1))
 }
