@@ -139,7 +139,7 @@ impl Client {
     }
 
     fn answer(&mut self) -> Result<Value, ClientError> {
-        let Some(mut answer) = self.next()? else {
+        let Some(mut answer) = self.receive()? else {
             return Err(self.lost(io::ErrorKind::UnexpectedEof.into()));
         };
         if let Some(error) = answer.get("error") {
@@ -153,7 +153,7 @@ impl Client {
     }
 
     /// The next line: an answer or an event. Nothing when the machine has hung up.
-    pub fn next(&mut self) -> Result<Option<Value>, ClientError> {
+    pub fn receive(&mut self) -> Result<Option<Value>, ClientError> {
         let mut line = Vec::new();
         let read = io::Read::take(&mut self.reader, LONGEST_ANSWER).read_until(b'\n', &mut line);
         match read {

@@ -18,7 +18,7 @@ use super::{SOCKET, wait};
 use crate::console::{Audience, LineError, Socket};
 use crate::hv::Vm;
 use crate::vm::DirectoryError;
-use crate::vm::driver::Handle;
+use crate::vm::driver::{Handle, State};
 use crate::vm::inspect::Description;
 use crate::{event, threads};
 
@@ -99,9 +99,15 @@ impl Server {
 
     /// The same on the thread that serves, so that nobody waits for it. If it cannot be, a line in the log says why.
     pub fn start_later<V: Vm>(served: Served<V>) -> Result<Self, ServerError> {
-        Self::spawn(move |closing| match listen(&served) {
-            Ok(listener) => serve(Arc::new(served), &listener, closing),
-            Err(error) => log::warn!("the VM has no control socket: {error}"),
+        Self::spawn(move |closing| {
+            // Of a guest that is through already nobody can want anything.
+            if served.handle.state() == State::Stopped {
+                return;
+            }
+            match listen(&served) {
+                Ok(listener) => serve(Arc::new(served), &listener, closing),
+                Err(error) => log::warn!("the VM has no control socket: {error}"),
+            }
         })
     }
 

@@ -253,7 +253,7 @@ mod tests {
         }
         let tree = serde_json::to_value(inspect(&machine)).unwrap();
         assert_eq!(tree["processors"].as_array().unwrap().len(), 2);
-        assert_eq!(tree["processors"][0]["exits"][0]["name"], "port write");
+        assert_eq!(tree["processors"][0]["exits"][0]["name"], "pio-write");
         assert_eq!(tree["devices"][0]["name"], "virtio-rng");
         assert_eq!(tree["devices"][1]["queues"].as_array().unwrap().len(), 5);
         assert_eq!(tree["balloon"]["target"], 4 << 20);

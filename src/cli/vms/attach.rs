@@ -86,23 +86,31 @@ fn carry(mut stream: UnixStream, console: &mut Console, signals: &Signals) -> io
                 Err(_) => return Ok(End::Machine),
             }
         }
-        while ready[2] {
-            match console.read_input(&mut buffer)? {
-                Input::Bytes(count) if held.len() < MOST_HELD => held.extend_from_slice(&buffer[..count]),
-                Input::Bytes(_) => {}
-                Input::Leave => return Ok(End::Left),
-                // A pipe that has ended: what the guest answers is still shown.
-                Input::End | Input::Nothing => break,
-            }
-            if !console.is_interactive() {
-                break;
-            }
+        if ready[2] && listen(console, &mut held)? {
+            return Ok(End::Left);
         }
         match stream.write(&held) {
             Ok(count) => drop(held.drain(..count)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Reading tells.
             Err(_) => held.clear(),
+        }
+    }
+}
+
+/// Reads what was typed; whether the user wants to leave.
+fn listen(console: &mut Console, held: &mut Vec<u8>) -> io::Result<bool> {
+    let mut buffer = [0; 4096];
+    loop {
+        match console.read_input(&mut buffer)? {
+            Input::Bytes(count) if held.len() < MOST_HELD => held.extend_from_slice(&buffer[..count]),
+            Input::Bytes(_) => {}
+            Input::Leave => return Ok(true),
+            // A pipe that has ended: what the guest answers is still shown.
+            Input::End | Input::Nothing => return Ok(false),
+        }
+        if !console.is_interactive() {
+            return Ok(false);
         }
     }
 }

@@ -35,7 +35,7 @@ pub fn events(arguments: &EventsArgs) -> Result<u8, AnyError> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
             other => other.map_err(|error| format!("cannot print events: {error}"))?,
         }
-        next = client.next()?;
+        next = client.receive()?;
     }
     Ok(0)
 }

@@ -194,7 +194,7 @@ fn what_is_done_at_rest_is_done_with_no_processor_running_and_changes_no_state()
     let (_, subscription) = thread.handle().subscribe().unwrap();
     let rip = thread.handle().at_rest(|machine| {
         // Would wait for ever for one that runs.
-        machine.vcpus().iter().map(|vcpu| vcpu.while_at_rest(|vcpu| hv_rip(vcpu))).max()
+        machine.vcpus().iter().map(|vcpu| vcpu.while_at_rest(hv_rip)).max()
     });
     assert!(rip.unwrap().is_some());
     assert_eq!((thread.handle().state(), told(&subscription)), (State::Running, vec![]));
