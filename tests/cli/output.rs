@@ -153,7 +153,7 @@ fn a_reader_that_pauses_after_the_guest_has_ended_gets_everything() {
 
 #[test]
 fn what_a_stuck_reader_did_not_get_is_told_at_the_end() {
-    let mut running = Running::start(program().args(guest("burst 12800;exit 0")));
+    let mut running = Running::start(program().args(guest("burst 6400;exit 0")));
     let stdout = running.stdout();
     make_small(&stdout);
     wait_until_full(&stdout);
