@@ -122,7 +122,10 @@ pub struct Console {
 
 enum Source {
     None,
-    File { file: File, path: PathBuf },
+    File {
+        file: File,
+        path: PathBuf,
+    },
     /// Input comes by other ways, if at all.
     Elsewhere,
     Standard(Standard),
