@@ -1,0 +1,132 @@
+use super::*;
+use crate::snapshot::Snapshot;
+use crate::snapshot::testing::{MEMORY_SIZE, PAGES, Scratch, page, sections, write};
+
+fn id(place: &Path) -> [u8; 16] {
+    let snapshot = Snapshot::open(place).unwrap();
+    snapshot.check().unwrap();
+    snapshot.info().id
+}
+
+fn begin(place: &Path) -> Draft {
+    let mut draft = Draft::begin(place, MEMORY_SIZE).unwrap();
+    PAGES.iter().for_each(|&(offset, filling)| draft.put(offset, &page(filling)).unwrap());
+    draft
+}
+
+#[test]
+fn an_older_snapshot_is_valid_until_it_is_replaced() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let first = write(&place).id;
+    let draft = begin(&place);
+    assert_eq!(id(&place), first);
+    let second = draft.finish(sections()).unwrap().id;
+    assert_ne!(first, second);
+    assert_eq!(id(&place), second);
+    assert_eq!(scratch.names(), ["snapshot"]);
+}
+
+#[test]
+fn a_snapshot_that_is_not_finished_leaves_nothing() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    drop(begin(&place));
+    assert!(scratch.names().is_empty());
+    // A section that no snapshot can have.
+    let bad = Section { name: String::new(), ..sections().remove(0) };
+    assert!(matches!(begin(&place).finish(vec![bad.clone()]), Err(Error::Unfit(_))));
+    assert!(scratch.names().is_empty());
+    let first = write(&place).id;
+    assert!(begin(&place).finish(vec![bad]).is_err());
+    assert_eq!(scratch.names(), ["snapshot"]);
+    assert_eq!(id(&place), first);
+}
+
+#[test]
+fn what_a_crash_left_behind_is_removed() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let left = scratch.path(".snapshot.new");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join(MEMORY), b"half").unwrap();
+    fs::write(left.join(STATE), b"LODG").unwrap();
+    let first = write(&place).id;
+    assert_eq!(id(&place), first);
+    assert_eq!(scratch.names(), ["snapshot"]);
+    // As after the exchange: the older one is whole, and still goes.
+    write(&left);
+    let second = write(&place).id;
+    assert_eq!(id(&place), second);
+    assert_eq!(scratch.names(), ["snapshot"]);
+}
+
+#[test]
+fn two_do_not_write_to_one_place() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let first = begin(&place);
+    let error = Draft::begin(&place, MEMORY_SIZE).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    drop(Draft::begin(&scratch.path("other"), MEMORY_SIZE).unwrap());
+    first.finish(sections()).unwrap();
+    drop(begin(&place));
+    id(&place);
+}
+
+#[test]
+fn what_is_no_snapshot_is_not_replaced() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let refused = || {
+        let error = Draft::begin(&place, MEMORY_SIZE).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Occupied { .. }), "{error}");
+    };
+    fs::write(&place, b"LODGSNAP").unwrap();
+    refused();
+    fs::remove_file(&place).unwrap();
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join(MEMORY), b"").unwrap();
+    refused();
+    fs::write(place.join(STATE), b"LODGSNAP, and cut short").unwrap();
+    fs::write(place.join("letters"), b"").unwrap();
+    refused();
+    fs::remove_file(place.join("letters")).unwrap();
+    write(&place);
+    let empty = scratch.path("empty");
+    fs::create_dir(&empty).unwrap();
+    write(&empty);
+    for odd in ["/", "/.."] {
+        assert!(Draft::begin(Path::new(odd), 0).is_err(), "{odd}");
+    }
+}
+
+#[test]
+fn pages_come_in_order_and_within_the_memory() {
+    let scratch = Scratch::new();
+    let mut draft = Draft::begin(&scratch.path("snapshot"), MEMORY_SIZE).unwrap();
+    draft.put(4096, &page(1)).unwrap();
+    for (offset, length) in
+        [(0, 4096), (4096, 4096), (8193, 4096), (8192, 4095), (MEMORY_SIZE, 4096), (u64::MAX - 4095, 4096)]
+    {
+        assert!(draft.put(offset, &vec![1; length]).is_err(), "{offset:#x}");
+    }
+    draft.put(MEMORY_SIZE - 4096, &page(1)).unwrap();
+}
+
+/// The host may crash at any step: whatever is then in the place is whole.
+#[test]
+fn a_place_is_looked_at_while_it_is_replaced_over_and_over() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    write(&place);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (0..20).for_each(|_| drop(write(&place))));
+        while !writer.is_finished() {
+            // The directory may be exchanged between two files; then these do not belong together, and it is noticed.
+            let snapshot = Snapshot::open(&place).unwrap();
+            snapshot.sections().unwrap();
+        }
+    });
+    id(&place);
+}

@@ -1,0 +1,34 @@
+//! Snapshots as files: a directory that holds the state of a machine, whatever that machine is.
+//!
+//! It is a directory with a file `state`, which begins with a plain [header](Info) that says what the rest is, and a file
+//! `memory`, which can be mapped. Every byte of both is described in `docs/snapshot-format.md`.
+//!
+//! A [`Draft`] is written beside the place where it is to be, and takes that place in one step when it is whole and on the
+//! disk: whoever looks there finds the older snapshot or the new one, whenever the host may crash. A [`Snapshot`] is
+//! read: all that is believed of `state` has been checked, first the header's checksum and then that of each
+//! section. `memory` has a checksum for each MiB, which only [`Snapshot::check`] looks at: a machine starts without
+//! reading its memory, and would wait for all of it otherwise. What a start does make sure of is that `memory` is as long
+//! as it should be, and belongs to this `state`.
+//!
+//! Nothing here knows what is in a section; `vm/` does. Relies on `saved`.
+
+mod draft;
+mod error;
+mod header;
+mod memory;
+mod read;
+mod section;
+#[cfg(test)]
+mod testing;
+
+pub use draft::Draft;
+pub use error::Error;
+pub use header::{Entry, Info, NEWEST_FORMAT};
+pub use memory::{CHUNK, MemoryHashes, PAGE};
+pub use read::Snapshot;
+pub use section::{Section, Sections};
+
+/// The file that holds everything but the memory.
+pub const STATE: &str = "state";
+/// The file that holds the memory.
+pub const MEMORY: &str = "memory";
