@@ -20,6 +20,7 @@ pub mod memory;
 pub mod saved;
 pub mod size;
 pub mod snapshot;
+mod sparse;
 pub mod storage;
 mod threads;
 pub mod vcpu;

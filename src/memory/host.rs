@@ -1,14 +1,16 @@
 //! The mapping of guest memory in this process.
 
+use std::fs::File;
+use std::sync::Arc;
 use std::{fs, io};
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
 };
 
-use super::{Error, Layout, PAGE_SIZE, Region};
+use super::{Error, Layout, PAGE_SIZE, Region, image};
 use crate::kernel_files::{self, bytes};
 
 const HUGE_PAGE: u64 = 2 << 20;
@@ -40,6 +42,17 @@ pub struct GuestMemory {
 impl GuestMemory {
     /// Maps all regions of `layout`.
     pub fn map(layout: Layout, options: Options) -> Result<Self, Error> {
+        Self::map_all(layout, options, None)
+    }
+
+    /// The same, and what is in it at first is what `image` says, in which the regions follow each other from its
+    /// start on. Nothing of it is read before somebody needs it, but for pages of the reserved pool; the file is never
+    /// changed, and must not be while this memory is used.
+    pub fn map_image(layout: Layout, options: Options, image: File) -> Result<Self, Error> {
+        Self::map_all(layout, options, Some(Arc::new(image)))
+    }
+
+    fn map_all(layout: Layout, options: Options, image: Option<Arc<File>>) -> Result<Self, Error> {
         if options.hugepages {
             check_transparent_huge_pages()?;
         }
@@ -52,10 +65,15 @@ impl GuestMemory {
         if options.prefault && !options.hugetlb {
             check_available(layout.size())?;
         }
+        let mut start = 0;
         let regions = layout
             .regions()
             .iter()
-            .map(|region| map_region(region, layout.size(), options))
+            .map(|region| {
+                let image = image.as_ref().map(|image| FileOffset::from_arc(Arc::clone(image), start));
+                start += region.size;
+                map_region(region, layout.size(), options, image)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         // Regions of a layout are in order and apart, which is all that can be wrong here.
         let mapped = GuestMemoryMmap::from_regions(regions).map_err(|_| Error::Inconsistent)?;
@@ -97,16 +115,39 @@ impl GuestMemory {
             return Ok(0);
         }
         let length = last - first;
-        // SAFETY: the range lies in a mapping of ours. Guest memory is accessed through volatile accessors only, which
-        // expect that its contents change at any time.
-        let result = unsafe {
-            libc::madvise(region.as_ptr().add(first as usize).cast(), length as usize, libc::MADV_DONTNEED)
+        let given_back = match region.file_offset() {
+            None => discard(region, first as usize, length as usize),
+            // What the image has there would show again.
+            Some(_) => replace(region, first as usize, length as usize),
         };
-        match result {
-            0 => Ok(length),
-            _ => Err(Error::GiveBack { length, source: io::Error::last_os_error() }),
-        }
+        given_back.map(|()| length).map_err(|source| Error::GiveBack { length, source })
     }
+}
+
+/// Gives up what is in a part of a region.
+fn discard(region: &GuestRegionMmap, from: usize, length: usize) -> io::Result<()> {
+    // SAFETY: the range lies in a mapping of ours. Guest memory is accessed through volatile accessors only, which
+    // expect that its contents change at any time.
+    match unsafe { libc::madvise(region.as_ptr().add(from).cast(), length, libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts fresh memory in the place of a part of a region.
+fn replace(region: &GuestRegionMmap, from: usize, length: usize) -> io::Result<()> {
+    // SAFETY: as for `discard`; the range stays mapped, and is unmapped with the rest.
+    let mapped = unsafe {
+        libc::mmap(
+            region.as_ptr().add(from).cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn check_transparent_huge_pages() -> Result<(), Error> {
@@ -143,11 +184,25 @@ fn available(info: &str) -> Option<u64> {
     bytes(info, "MemAvailable")?.checked_add(swap)
 }
 
-fn map_region(region: &Region, whole: u64, options: Options) -> Result<GuestRegionMmap, Error> {
+fn map_region(
+    region: &Region,
+    whole: u64,
+    options: Options,
+    image: Option<FileOffset>,
+) -> Result<GuestRegionMmap, Error> {
     let failed = |source| Error::Map { size: whole, hugetlb: options.hugetlb, source };
     let size =
         usize::try_from(region.size).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-    let mapping = map_anonymous(size, options).map_err(failed)?;
+    let mapping = match image {
+        // The pool's pages are no file's.
+        Some(image) if !options.hugetlb => map_file(size, image).map_err(failed)?,
+        Some(image) => {
+            let mapping = map_anonymous(size, options).map_err(failed)?;
+            image::fill(&mapping, image.file(), image.start()).map_err(Error::Fill)?;
+            mapping
+        }
+        None => map_anonymous(size, options).map_err(failed)?,
+    };
     if options.hugepages {
         advise(&mapping, libc::MADV_HUGEPAGE).map_err(failed)?;
     }
@@ -166,14 +221,22 @@ fn map_region(region: &Region, whole: u64, options: Options) -> Result<GuestRegi
 fn map_anonymous(size: usize, options: Options) -> io::Result<MmapRegion> {
     // Pages from the pool are reserved now: a guest that finds the pool empty later would kill this process.
     let backing = if options.hugetlb { libc::MAP_HUGETLB | libc::MAP_HUGE_2MB } else { libc::MAP_NORESERVE };
-    MmapRegionBuilder::new(size)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | backing)
-        .build()
-        .map_err(|error| match error {
-            MmapRegionError::Mmap(error) => error,
-            other => io::Error::other(other.to_string()),
-        })
+    let builder =
+        MmapRegionBuilder::new(size).with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | backing);
+    build(builder)
+}
+
+/// Maps a part of a file so that changes are this process's own.
+fn map_file(size: usize, file: FileOffset) -> io::Result<MmapRegion> {
+    let builder = MmapRegionBuilder::new(size).with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    build(builder.with_file_offset(file))
+}
+
+fn build(builder: MmapRegionBuilder) -> io::Result<MmapRegion> {
+    builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).build().map_err(|error| match error {
+        MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other.to_string()),
+    })
 }
 
 fn advise(mapping: &MmapRegion, advice: i32) -> io::Result<()> {

@@ -1,10 +1,11 @@
 //! Guest memory: its layout in the guest and its mapping in this process.
 //!
 //! Memory is anonymous and not reserved: the host pays for a page when somebody touches it, so a guest may be
-//! given more than the host has. `boot/` writes kernels into it, devices read and write it through
+//! given more than the host has. It can also begin as an image in a file, of which it is a copy on write. `boot/` writes kernels into it, devices read and write it through
 //! `vm-memory`, `vm/` hands it to the hypervisor. Relies on nothing but `vm-memory`.
 
 mod host;
+mod image;
 mod layout;
 
 use std::io;
@@ -109,6 +110,9 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// An image of the memory cannot be read.
+    #[error("cannot read the image of guest memory: {0}")]
+    Fill(io::Error),
     /// A saved layout contradicts itself.
     #[error("the saved memory layout is not one that a machine can have")]
     Inconsistent,

@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::saved::Saved;
+use crate::sparse::{data_ranges, is_zero};
 
 /// The unit in which memory is written.
 pub const PAGE: u64 = 4096;
@@ -120,47 +121,11 @@ impl Hashes {
     }
 }
 
-/// Calls `each` with every range of the file, up to `size`, that is not a hole.
-pub(crate) fn data_ranges(
-    file: &File,
-    size: u64,
-    mut each: impl FnMut(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let seek = |from: u64, whence| {
-        // SAFETY: only moves the position of a file, which nothing here relies on.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), from as libc::off_t, whence) };
-        match u64::try_from(found) {
-            Ok(found) => Ok(Some(found)),
-            Err(_) => match io::Error::last_os_error() {
-                // Nothing but a hole is left.
-                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                error => Err(error),
-            },
-        }
-    };
-    let mut at = 0;
-    while at < size {
-        let Some(start) = seek(at, libc::SEEK_DATA)?.filter(|&start| start < size) else { break };
-        let end = seek(start, libc::SEEK_HOLE)?.unwrap_or(size).min(size);
-        if end <= start {
-            break;
-        }
-        each(start, end)?;
-        at = end;
-    }
-    Ok(())
-}
-
 /// Reads all of a memory file that is not a hole; an error tells which chunk is not what was written.
-pub(super) fn check(
-    file: &File,
-    path: &std::path::Path,
-    size: u64,
-    expected: &MemoryHashes,
-) -> Result<(), Error> {
+pub(super) fn check(file: &File, path: &Path, size: u64, expected: &MemoryHashes) -> Result<(), Error> {
     let mut found = Hashes::new(size);
     let mut buffer = vec![0; CHUNK as usize];
-    data_ranges(file, size, |start, end| {
+    data_ranges(file, 0, size, |start, end| {
         let mut at = start - start % PAGE;
         let end = end.next_multiple_of(PAGE).min(size);
         while at < end {
@@ -188,13 +153,4 @@ pub(super) fn check(
             format!("the MiB at {:#x} is not what was written", chunk as u64 * CHUNK),
         )),
     }
-}
-
-/// Whether there is nothing but zeroes in it.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // SAFETY: any sixteen bytes are such a number.
-    let (before, words, after) = unsafe { bytes.align_to::<u128>() };
-    before.iter().chain(after).all(|&byte| byte == 0)
-        // Eight at once, so that the compiler makes vector code of it.
-        && words.chunks(8).all(|words| words.iter().fold(0, |any, word| any | word) == 0)
 }
