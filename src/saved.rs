@@ -2,7 +2,7 @@
 //!
 //! Each thing that has state (memory layout, vCPU, device) has a `Saved…` type of its own that implements
 //! [`Saved`]. [`encode`] writes its name and version in front of it; [`decode`] refuses anything that is not
-//! exactly what was asked for. Snapshots will store these envelopes as their sections; this room relies on
+//! exactly what was asked for. Snapshots store these envelopes as their sections; this room relies on
 //! nothing.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -56,6 +56,24 @@ pub enum Error {
 struct Header<'a> {
     name: &'a str,
     version: u16,
+}
+
+/// State in its envelope, for those who pass it on and do not know its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// What the state belongs to.
+    pub name: &'static str,
+    /// The version of its encoding.
+    pub version: u16,
+    /// What [`decode`] reads.
+    pub bytes: Vec<u8>,
+}
+
+impl Envelope {
+    /// Puts `state` into one.
+    pub fn of<S: Saved>(state: &S) -> Self {
+        Self { name: S::NAME, version: S::VERSION, bytes: encode(state) }
+    }
 }
 
 /// Writes `state` with its name and version in front.

@@ -19,6 +19,7 @@ pub mod sleep;
 mod testing;
 pub mod virtio;
 
+use crate::saved;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use collected::{CAPACITY as COLLECTED_CAPACITY, Collected};
@@ -66,6 +67,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// It cannot even be read.
+    #[error(transparent)]
+    Saved(#[from] saved::Error),
 }
 
 /// Locks a device's state; that another thread panicked while it held the lock does not make it unusable.

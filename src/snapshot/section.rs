@@ -1,7 +1,7 @@
 //! The pieces that `state` is made of.
 
 use super::Error;
-use crate::saved::{self, Saved};
+use crate::saved::{self, Envelope, Saved};
 
 /// The saved state of one part of a machine, in its envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +19,13 @@ pub struct Section {
 impl Section {
     /// The section `name`, which holds `state`.
     pub fn of<S: Saved>(name: impl Into<String>, state: &S) -> Self {
-        Self {
-            name: name.into(),
-            kind: S::NAME.to_owned(),
-            version: S::VERSION.into(),
-            bytes: saved::encode(state),
-        }
+        Self::holding(name, Envelope::of(state))
+    }
+
+    /// The section `name`, which holds what is in `envelope`.
+    pub fn holding(name: impl Into<String>, envelope: Envelope) -> Self {
+        let Envelope { name: kind, version, bytes } = envelope;
+        Self { name: name.into(), kind: kind.to_owned(), version: version.into(), bytes }
     }
 }
 

@@ -31,6 +31,9 @@ pub use limit::{Limits, Rate};
 pub use link::Link;
 pub use queue::{Buffer, Chain, Misuse, Queue, Taken};
 
+use crate::devices;
+use crate::saved::Envelope;
+
 /// The device follows the specification's version 1 (section 6).
 pub const VERSION_1: u64 = 1 << 32;
 /// Descriptors may be tables of further ones.
@@ -95,6 +98,13 @@ pub trait Device: Send + Sync + 'static {
     fn connect(&self, link: Link) {
         let _ = link;
     }
+
+    /// What a snapshot keeps of it. It rests.
+    fn save_state(&self) -> Envelope;
+
+    /// Puts back the bytes of an envelope that [`save_state`](Self::save_state) gave, into a device of the same kind that
+    /// has not been used. Its transport comes after it.
+    fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error>;
 
     /// The driver has reset it: what was agreed on and what the driver said is forgotten. None of its threads runs.
     fn reset(&self) {}

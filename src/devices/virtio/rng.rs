@@ -2,10 +2,13 @@
 //!
 //! Each buffer is filled from the host's own generator, which never runs dry.
 
+use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
 
 use super::queue::{self, length};
 use super::{Device, Kind, Left, Misuse, Queue};
+use crate::devices;
+use crate::saved::{self, Envelope, Saved};
 
 /// As many buffers as a driver can have waiting.
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -33,6 +36,16 @@ impl Device for Rng {
         Vec::new()
     }
 
+    fn save_state(&self) -> Envelope {
+        let Self = self;
+        Envelope::of(&SavedRng {})
+    }
+
+    fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error> {
+        let SavedRng {} = saved::decode(bytes)?;
+        Ok(())
+    }
+
     fn serve(&self, _number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
         let more = queue.each(|chain, memory| {
             let wanted = length(chain.writable()).min(MOST);
@@ -45,6 +58,15 @@ impl Device for Rng {
         })?;
         Ok(Left::more(more))
     }
+}
+
+/// There is nothing to keep: the next random numbers are others anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRng {}
+
+impl Saved for SavedRng {
+    const NAME: &'static str = "virtio-rng";
+    const VERSION: u16 = 1;
 }
 
 /// Fills a piece of guest memory, and says how much of it.
@@ -63,4 +85,17 @@ fn fill(slice: &VolatileSlice<'_>) -> u32 {
         done += count;
     }
     done as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_restored_from_its_own_state_only() {
+        let saved = Rng.save_state();
+        Rng.restore_state(&saved.bytes).unwrap();
+        assert!(Rng.restore_state(&saved.bytes[1..]).is_err());
+        assert!(Rng.restore_state(&[saved.bytes, vec![0]].concat()).is_err());
+    }
 }

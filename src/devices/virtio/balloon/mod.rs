@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::{Device, Kind, Left, Link, Misuse, Queue};
 use crate::devices::{self, lock};
 use crate::memory::{self, GuestMemory};
+use crate::saved::Envelope;
 use pages::PAGE;
 pub use saved::SavedBalloon;
 use statistics::Exchange;
@@ -263,6 +264,14 @@ impl Device for Balloon {
     fn connect(&self, link: Link) {
         // A device is put behind one transport.
         let _: Result<(), Link> = self.link.set(link);
+    }
+
+    fn save_state(&self) -> Envelope {
+        Envelope::of(&self.save())
+    }
+
+    fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error> {
+        self.restore(&crate::saved::decode(bytes)?)
     }
 
     fn reset(&self) {

@@ -6,14 +6,17 @@
 
 mod lane;
 mod request;
+mod saved;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::limit::Limiter;
 use super::{Device, Kind, Left, Limits, Link, Misuse, Queue};
-use crate::devices::lock;
+use crate::devices::{self, lock};
+use crate::saved::Envelope;
 use crate::storage::Storage;
 use lane::Lane;
+pub use saved::SavedBlk;
 
 /// In such units the driver counts.
 pub const SECTOR: u64 = 512;
@@ -124,6 +127,18 @@ impl Device for Blk {
     fn connect(&self, link: Link) {
         // A device is put behind one transport.
         let _: Result<(), Link> = self.link.set(link);
+    }
+
+    fn save_state(&self) -> Envelope {
+        Envelope::of(&SavedBlk::of(self))
+    }
+
+    fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error> {
+        let saved: SavedBlk = crate::saved::decode(bytes)?;
+        match saved.difference(&SavedBlk::of(self)) {
+            None => Ok(()),
+            Some(reason) => Err(devices::Error::Inconsistent { device: self.kind().name, reason }),
+        }
     }
 
     fn serve(&self, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {

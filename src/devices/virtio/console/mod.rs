@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Device, Kind, Left, Link, Misuse, Queue};
 use crate::devices::{self, lock};
+use crate::saved::Envelope;
 use control::Event;
 pub use port::{CAPACITY, Peers, Port};
 pub use saved::SavedConsole;
@@ -236,6 +237,14 @@ impl Device for Console {
         }
         // A device is put behind one transport.
         let _: Result<(), Link> = self.link.set(link);
+    }
+
+    fn save_state(&self) -> Envelope {
+        Envelope::of(&self.save())
+    }
+
+    fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error> {
+        self.restore(&crate::saved::decode(bytes)?)
     }
 
     fn reset(&self) {
