@@ -67,6 +67,11 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the vCPU shall do.
+    pub(super) fn wanted(&self) -> Wanted {
+        self.lock().wanted
+    }
+
     /// Says what the vCPU shall do; `signal` is called if it may be inside the guest and has to leave it.
     ///
     /// A processor that was told to stop stays stopped.

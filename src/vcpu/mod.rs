@@ -149,6 +149,11 @@ impl<V: Vcpu> VcpuThread<V> {
         self.shared.gate.wait_at_rest();
     }
 
+    /// Whether it was asked to pause, or was never asked to run: then it is at rest, or soon will be.
+    pub fn is_to_rest(&self) -> bool {
+        self.shared.gate.wanted() == Wanted::Pause
+    }
+
     /// Asks its thread to end, for good.
     pub fn request_stop(&self) {
         self.request(Wanted::Stop);

@@ -1,5 +1,6 @@
 //! Putting a machine together and running it.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -10,6 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{Completion, Config, Kernel};
 use super::directory::{DirectoryError, Files, Name};
 use super::ear::Ear;
+use super::restore::Beginning;
+use super::saved::Parts;
 use super::virtio::{self, Plan};
 use super::watch::{self, Watch};
 use super::{Error, Outcome, Timeline, console, processors};
@@ -45,10 +48,10 @@ use crate::x86::topology::{Topology, apic_ids};
 /// Dropping it stops the processors, waits for their threads and frees everything.
 pub struct Machine<V: Vm> {
     // Dropped first: threads end before anything they use.
-    vcpus: Vec<VcpuThread<V::Vcpu>>,
+    pub(super) vcpus: Vec<VcpuThread<V::Vcpu>>,
     bus: Arc<Bus>,
-    devices: Devices,
-    virtio: Vec<Arc<Mmio>>,
+    pub(super) devices: Devices,
+    pub(super) virtio: Vec<Arc<Mmio>>,
     disks: Vec<Arc<Blk>>,
     balloon: Option<Arc<Balloon>>,
     virtio_console: Option<Arc<Console>>,
@@ -60,7 +63,9 @@ pub struct Machine<V: Vm> {
     end: Arc<End>,
     gaps: Gaps,
     watch: Watch,
-    board: Arc<Board<V>>,
+    /// What a snapshot says of it.
+    pub(super) parts: Parts,
+    pub(super) board: Arc<Board<V>>,
     /// Dropped last: until then others see that it runs.
     files: Files,
 }
@@ -82,10 +87,10 @@ pub struct Devices {
 }
 
 /// The hypervisor's machine together with the memory it was given: one must not outlive the other.
-struct Board<V> {
-    vm: V,
+pub(super) struct Board<V> {
+    pub vm: V,
     /// Freed after `vm`: fields are dropped in order.
-    memory: Arc<GuestMemory>,
+    pub memory: Arc<GuestMemory>,
 }
 
 /// How the machine ended, once it has.
@@ -151,8 +156,23 @@ impl<V: Vm> Machine<V> {
         console: Arc<dyn ByteSink>,
         timeline: &mut Timeline,
     ) -> Result<Self, Error> {
+        Self::begin(hypervisor, config, Beginning::Kernel, console, timeline)
+    }
+
+    /// Builds it with the state that it begins in.
+    pub(super) fn begin<H: Hypervisor<Vm = V>>(
+        hypervisor: &H,
+        config: &Config,
+        mut beginning: Beginning<'_>,
+        console: Arc<dyn ByteSink>,
+        timeline: &mut Timeline,
+    ) -> Result<Self, Error> {
         let topology = config.cpus.topology()?;
         let planned = virtio::plan(config)?;
+        let mut parts = Parts::new(&topology, &planned);
+        if let Beginning::Saved(saved, _) = &beginning {
+            saved.check_parts(&parts, config)?;
+        }
         check_count(topology.processors(), hypervisor.max_vcpus())?;
         let vm = hypervisor.create_vm()?;
         let expected = Gaps {
@@ -161,17 +181,20 @@ impl<V: Vm> Machine<V> {
         };
         watch_system_calls(&vm, Gaps::default(), expected)?;
         timeline.mark("virtual machine created");
-        let memory = map_memory(&vm, config)?;
+        let memory = map_memory(&vm, config, beginning.image())?;
         timeline.mark("memory mapped");
-        let places: Vec<_> = planned.devices.iter().map(|planned| planned.place).collect();
-        let start = load(&memory, config, &topology, &places)?;
-        timeline.mark("kernel loaded");
-        log::debug!(
-            "kernel loaded for {:?} at {:#x}-{:#x}",
-            start.protocol,
-            start.kernel.start,
-            start.kernel.end()
-        );
+        let start = match &beginning {
+            Beginning::Kernel => {
+                let start = load(&memory, config, &topology, &planned.places())?;
+                timeline.mark("kernel loaded");
+                parts.has_kernel = is_kernel(config, &start);
+                Some(start)
+            }
+            Beginning::Saved(saved, _) => {
+                parts.has_kernel = saved.has_kernel();
+                None
+            }
+        };
         vm.create_interrupt_controller()?;
         timeline.mark("interrupt controllers created");
         let board = Arc::new(Board { vm, memory });
@@ -179,17 +202,30 @@ impl<V: Vm> Machine<V> {
         let mut vcpus =
             numbers.iter().map(|&number| board.vm.create_vcpu(number)).collect::<hv::Result<Vec<_>>>()?;
         timeline.mark("processors created");
-        describe(hypervisor, &vcpus, config, topology, timeline)?;
+        match &beginning {
+            Beginning::Kernel => describe(hypervisor, &vcpus, config, topology, timeline)?,
+            Beginning::Saved(saved, _) => saved.describe(hypervisor, &vcpus, timeline)?,
+        }
         let mut gaps = Gaps::default();
         if let Some(boot_processor) = vcpus.first_mut() {
             gaps = find_gaps(boot_processor, &board, expected, config.completion)?;
-            enter(boot_processor, &start)?;
+            if let Some(start) = &start {
+                enter(boot_processor, start)?;
+            }
         }
         timeline.mark("KVM tried, processors set up");
-        let kernel = runs_in_software(gaps, config, &start).then(Arc::default);
-        let mut machine = Self::assemble(board, vcpus, planned, gaps, kernel, console)?;
+        if let Beginning::Saved(saved, _) = &beginning {
+            saved.restore_board(&board.vm, &vcpus)?;
+            timeline.mark("processors restored");
+        }
+        let runs_in_software = gaps.any() && config.completion == Completion::Auto && parts.has_kernel;
+        let kernel = runs_in_software.then(Arc::default);
+        let mut machine = Self::assemble(board, vcpus, planned, parts, gaps, kernel, console)?;
         // The embedded guest listens at the serial port, whatever else it has.
         machine.listens_at_virtio = config.virtio_console && config.kernel != Kernel::Embedded;
+        if let Beginning::Saved(saved, _) = &beginning {
+            saved.restore_devices(&machine)?;
+        }
         timeline.mark("devices and threads created");
         Ok(machine)
     }
@@ -198,6 +234,7 @@ impl<V: Vm> Machine<V> {
         board: Arc<Board<V>>,
         vcpus: Vec<V::Vcpu>,
         planned: Plan,
+        parts: Parts,
         gaps: Gaps,
         kernel: Option<Arc<Programs>>,
         console: Arc<dyn ByteSink>,
@@ -258,6 +295,7 @@ impl<V: Vm> Machine<V> {
             end,
             gaps,
             watch,
+            parts,
             board,
             files,
         })
@@ -442,9 +480,12 @@ fn check_count(asked: u32, most: u32) -> Result<(), Error> {
     if asked > most { Err(hv::Error::TooManyVcpus { asked, most }.into()) } else { Ok(()) }
 }
 
-fn map_memory<V: Vm>(vm: &V, config: &Config) -> Result<Arc<GuestMemory>, Error> {
+fn map_memory<V: Vm>(vm: &V, config: &Config, image: Option<File>) -> Result<Arc<GuestMemory>, Error> {
     let layout = Layout::new(config.memory.size, cpuid::host_address_bits())?;
-    let memory = GuestMemory::map(layout, config.memory.options)?;
+    let memory = match image {
+        Some(image) => GuestMemory::map_image(layout, config.memory.options, image)?,
+        None => GuestMemory::map(layout, config.memory.options)?,
+    };
     for (slot, (region, host)) in (0..).zip(memory.host_regions()) {
         // SAFETY: `Board` keeps the mapping until the machine is gone, and everything in this program
         // accesses it through vm-memory's volatile accessors.
@@ -489,7 +530,10 @@ fn load(
         without_nx: !config.cpu.has("nx"),
         platform: Some(&platform(topology, virtio)),
     };
-    Ok(boot::load(memory, config.kernel.source(), &options)?)
+    let start = boot::load(memory, config.kernel.source(), &options)?;
+    let (from, to) = (start.kernel.start, start.kernel.end());
+    log::debug!("kernel loaded for {:?} at {from:#x}-{to:#x}", start.protocol);
+    Ok(start)
 }
 
 /// Tells the processors what they are, before any of them runs: afterwards they take no other description.
@@ -541,13 +585,10 @@ fn watch_system_calls<V: Vm>(vm: &V, before: Gaps, now: Gaps) -> hv::Result<()> 
     }
 }
 
-/// Whether the kernel is run by the software processor. The embedded guest and flat images are mostly
-/// there to see what KVM does.
-fn runs_in_software(gaps: Gaps, config: &Config, start: &Start) -> bool {
-    gaps.any()
-        && config.completion == Completion::Auto
-        && config.kernel != Kernel::Embedded
-        && !matches!(start.protocol, Protocol::Flat(_))
+/// Whether this is a kernel for the software processor. The embedded guest and flat images are mostly there to see
+/// what KVM does.
+fn is_kernel(config: &Config, start: &Start) -> bool {
+    config.kernel != Kernel::Embedded && !matches!(start.protocol, Protocol::Flat(_))
 }
 
 /// Brings the boot processor to where the kernel starts.

@@ -18,6 +18,8 @@ mod outcome;
 mod outputs;
 mod processors;
 mod rate;
+mod restore;
+mod saved;
 mod timeline;
 mod virtio;
 mod watch;
@@ -31,7 +33,7 @@ use crate::devices::virtio::balloon::TooLarge;
 use crate::devices::virtio::console::MOST_PORTS;
 use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
-use crate::{boot, bus, hv, memory, storage};
+use crate::{boot, bus, hv, memory, snapshot, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
@@ -43,6 +45,8 @@ pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
 pub use processors::offered_flags;
 pub use rate::RateError;
+pub use restore::CannotRestore;
+pub use saved::{CannotSave, Drafted, SavedMachine};
 pub use timeline::Timeline;
 pub use watch::INTERVAL as LOOK_INTERVAL;
 
@@ -103,6 +107,15 @@ pub enum Error {
         /// How many were asked for.
         asked: usize,
     },
+    /// It is in no state that can be saved.
+    #[error(transparent)]
+    Save(#[from] CannotSave),
+    /// A snapshot cannot be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// It cannot go on as what was saved.
+    #[error(transparent)]
+    Restore(#[from] CannotRestore),
     /// There are not so many interrupts.
     #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
     TooManyDevices {

@@ -37,7 +37,7 @@ pub(super) fn choose_features(
 }
 
 /// What a guest would see if it were told `entries`.
-fn shown(vcpu: &impl Vcpu, entries: &[CpuidEntry]) -> hv::Result<Vec<CpuidEntry>> {
+pub(super) fn shown(vcpu: &impl Vcpu, entries: &[CpuidEntry]) -> hv::Result<Vec<CpuidEntry>> {
     vcpu.set_cpuid(entries)?;
     vcpu.cpuid()
 }

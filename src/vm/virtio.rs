@@ -10,12 +10,12 @@ use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpe
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
 use crate::console::Line;
-use crate::devices::virtio::Device;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{self, Mmio};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::{Device, Kind};
 use crate::event;
 use crate::hv::{Doorbell, Vm};
 use crate::memory::GuestMemory;
@@ -45,6 +45,18 @@ pub(super) struct Plan {
     pub lines: Vec<Line>,
     /// Where they have files that go away with the machine.
     pub files: Files,
+}
+
+impl Plan {
+    /// Where the devices will be.
+    pub fn places(&self) -> Vec<VirtioMmio> {
+        self.devices.iter().map(|planned| planned.place).collect()
+    }
+
+    /// What they are.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.devices.iter().map(|planned| planned.device.kind())
+    }
 }
 
 /// Opens what the devices need.

@@ -1,0 +1,233 @@
+//! The state of a whole machine, and how it is written down.
+//!
+//! Each part has a section of its own, named after its place in the machine: `docs/snapshot-format.md` lists them. What
+//! the parts keep is for them to say.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+use super::virtio::Plan;
+use super::{Error, Outcome};
+use crate::devices::cmos::SavedCmos;
+use crate::devices::i8042::SavedI8042;
+use crate::devices::pci::SavedPci;
+use crate::devices::post::SavedPost;
+use crate::devices::serial::SavedSerial;
+use crate::devices::virtio::mmio::SavedTransport;
+use crate::hv::{self, Hypervisor, SavedInterrupts, SavedVcpu, Vcpu, Vm};
+use crate::memory::SavedLayout;
+use crate::saved::Saved;
+use crate::snapshot::{self, Draft, Info, Section, Sections};
+use crate::vcpu::VcpuThread;
+use crate::x86::topology::Topology;
+
+/// What a machine is made of, as far as its state depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Parts {
+    pub sockets: u32,
+    pub cores: u32,
+    pub threads: u32,
+    pub devices: Vec<Part>,
+    /// Whether its kernel is one for the software processor, where there is need of that.
+    pub has_kernel: bool,
+}
+
+/// A virtio device, and where the guest finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Part {
+    pub kind: String,
+    base: u32,
+    interrupt: u8,
+}
+
+impl Saved for Parts {
+    const NAME: &'static str = "machine";
+    const VERSION: u16 = 1;
+}
+
+impl Parts {
+    pub fn new(topology: &Topology, planned: &Plan) -> Self {
+        let part = |(place, kind): (crate::boot::VirtioMmio, crate::devices::virtio::Kind)| Part {
+            kind: kind.name.to_owned(),
+            base: place.base,
+            interrupt: place.interrupt,
+        };
+        Self {
+            sockets: topology.sockets(),
+            cores: topology.cores(),
+            threads: topology.threads(),
+            devices: planned.places().into_iter().zip(planned.kinds()).map(part).collect(),
+            has_kernel: false,
+        }
+    }
+
+    pub fn processors(&self) -> u64 {
+        u64::from(self.sockets) * u64::from(self.cores) * u64::from(self.threads)
+    }
+}
+
+/// The state of a machine, but for what is in its memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedMachine {
+    pub(super) parts: Parts,
+    pub(super) layout: SavedLayout,
+    pub(super) vcpus: Vec<SavedVcpu>,
+    pub(super) interrupts: SavedInterrupts,
+    pub(super) serial: SavedSerial,
+    pub(super) cmos: SavedCmos,
+    pub(super) i8042: SavedI8042,
+    pub(super) pci: SavedPci,
+    pub(super) post: SavedPost,
+    pub(super) virtio: Vec<SavedVirtio>,
+}
+
+/// The state of a virtio device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SavedVirtio {
+    pub transport: SavedTransport,
+    /// What the device itself keeps, which only it can read.
+    pub device: Section,
+}
+
+/// Why a machine has no state that can be saved.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CannotSave {
+    /// It runs.
+    #[error("a running machine has no state to save: pause it first")]
+    Running,
+    /// There is nothing that could go on.
+    #[error("there is nothing to save: {0}")]
+    Ended(String),
+}
+
+/// The sections of each virtio device.
+fn virtio_sections(number: usize) -> [String; 2] {
+    [format!("virtio/{number}/transport"), format!("virtio/{number}/device")]
+}
+
+fn vcpu_section(number: usize) -> String {
+    format!("vcpu/{number}")
+}
+
+impl SavedMachine {
+    /// What there is to be written down.
+    pub fn sections(&self) -> Vec<Section> {
+        let Self { parts, layout, vcpus, interrupts, serial, cmos, i8042, pci, post, virtio } = self;
+        fn of<S: Saved>(state: &S) -> Section {
+            Section::of(S::NAME, state)
+        }
+        let mut sections = vec![of(parts), of(layout)];
+        let vcpus = vcpus.iter().enumerate();
+        sections.extend(vcpus.map(|(number, vcpu)| Section::of(vcpu_section(number), vcpu)));
+        sections.extend([of(interrupts), of(serial), of(cmos), of(i8042), of(pci), of(post)]);
+        for (number, SavedVirtio { transport, device }) in virtio.iter().enumerate() {
+            let [name, _] = virtio_sections(number);
+            sections.push(Section::of(name, transport));
+            sections.push(device.clone());
+        }
+        sections
+    }
+
+    /// Reads what was written down. Each section has to be there, and no other.
+    pub fn from_sections(mut sections: Sections) -> Result<Self, snapshot::Error> {
+        fn of<S: Saved>(sections: &mut Sections) -> Result<S, snapshot::Error> {
+            sections.take(S::NAME)
+        }
+        let from = &mut sections;
+        let parts: Parts = of(from)?;
+        // A section that is missing ends this long before any absurd number does.
+        let mut vcpus = Vec::new();
+        for number in 0..usize::try_from(parts.processors()).unwrap_or(usize::MAX) {
+            vcpus.push(from.take(&vcpu_section(number))?);
+        }
+        let mut virtio = Vec::new();
+        for number in 0..parts.devices.len() {
+            let [transport, device] = virtio_sections(number);
+            virtio
+                .push(SavedVirtio { transport: from.take(&transport)?, device: from.take_section(&device)? });
+        }
+        let saved = Self {
+            parts,
+            layout: of(from)?,
+            vcpus,
+            interrupts: of(from)?,
+            serial: of(from)?,
+            cmos: of(from)?,
+            i8042: of(from)?,
+            pci: of(from)?,
+            post: of(from)?,
+            virtio,
+        };
+        sections.finish()?;
+        Ok(saved)
+    }
+}
+
+/// A snapshot of which everything has been read from the machine, which can go on.
+pub struct Drafted {
+    draft: Draft,
+    sections: Vec<Section>,
+}
+
+impl Drafted {
+    /// Waits until it is on the disk, and puts it in its place.
+    pub fn finish(self) -> Result<Info, Error> {
+        Ok(self.draft.finish(self.sections)?)
+    }
+}
+
+impl<V: Vm> Machine<V> {
+    /// The state that it is in. It has to be [paused](Self::pause), or not to have been started.
+    pub fn save<H: Hypervisor<Vm = V>>(&self, hypervisor: &H) -> Result<SavedMachine, Error> {
+        self.check_at_rest()?;
+        let msrs = hypervisor.saved_msrs()?;
+        let save = |vcpu: &VcpuThread<V::Vcpu>| vcpu.while_at_rest(|vcpu| vcpu.save(&msrs));
+        let vcpus = self.vcpus.iter().map(save).collect::<hv::Result<_>>()?;
+        let super::Devices { serial, cmos, i8042, pci, post, power_button: _ } = &self.devices;
+        let virtio = self.virtio.iter().enumerate().map(|(number, transport)| {
+            let [_, name] = virtio_sections(number);
+            let device = Section::holding(name, transport.device().save_state());
+            SavedVirtio { transport: transport.save(), device }
+        });
+        Ok(SavedMachine {
+            parts: self.parts.clone(),
+            layout: self.board.memory.layout().save(),
+            vcpus,
+            interrupts: self.board.vm.save_interrupts()?,
+            serial: serial.save(),
+            cmos: cmos.save(),
+            i8042: i8042.save(),
+            pci: pci.save(),
+            post: post.save(),
+            virtio: virtio.collect(),
+        })
+    }
+
+    /// Writes memory and state down, beside `place`. The machine has to be paused, and can go on as soon as this
+    /// returns; until [`Drafted::finish`] has put it in its place, there is no snapshot, or still the older one.
+    pub fn draft_snapshot<H: Hypervisor<Vm = V>>(
+        &self,
+        hypervisor: &H,
+        place: &Path,
+    ) -> Result<Drafted, Error> {
+        let saved = self.save(hypervisor)?;
+        let memory = &self.board.memory;
+        let mut draft = Draft::begin(place, memory.layout().size())?;
+        memory.each_run(|offset, pages| draft.put(offset, pages).map_err(Error::from))?;
+        Ok(Drafted { draft, sections: saved.sections() })
+    }
+
+    fn check_at_rest(&self) -> Result<(), CannotSave> {
+        if let Some(outcome) = self.outcome() {
+            return Err(CannotSave::Ended(outcome.to_string().trim_end().to_owned()));
+        }
+        if !self.vcpus.iter().all(VcpuThread::is_to_rest) {
+            return Err(CannotSave::Running);
+        }
+        // A guest may end its machine while it is brought to rest.
+        self.vcpus.iter().for_each(VcpuThread::wait_at_rest);
+        self.outcome().map_or(Ok(()), |outcome: &Outcome| Err(CannotSave::Ended(outcome.to_string())))
+    }
+}
