@@ -126,10 +126,7 @@ impl SavedMachine {
         if arranged(saved) != arranged(parts) {
             let tell = |parts: &super::saved::Parts| {
                 let [sockets, cores, threads] = arranged(parts);
-                format!(
-                    "{} processors (sockets={sockets},cores={cores},threads={threads})",
-                    parts.processors()
-                )
+                format!("--cpus {},sockets={sockets},cores={cores},threads={threads}", parts.processors())
             };
             return Err(CannotRestore::Processors { saved: tell(saved), asked: tell(parts) }.into());
         }

@@ -20,6 +20,7 @@ mod profile;
 mod programs;
 mod programs_disturbed;
 mod restore;
+mod snapshots;
 mod stopping;
 mod support;
 mod syscalls;

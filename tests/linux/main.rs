@@ -22,5 +22,6 @@ mod root;
 mod shell;
 #[path = "../storage/small_file_system.rs"]
 mod small_file_system;
+mod snapshots;
 mod stop;
 mod support;
