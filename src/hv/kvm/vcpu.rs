@@ -44,13 +44,33 @@ pub struct KvmVcpu {
     /// What it is told to stop at while it does not single-step.
     breakpoints: Cell<kvm_guest_debug_arch>,
     stepping: Cell<bool>,
+    raised: Cell<Option<Raised>>,
 }
+
+/// A software exception that was raised, and the registers at that moment. KVM does not tell of such exceptions while
+/// they wait: it expects that the instruction is executed again, which is over here. Without exits in between, it waits as
+/// long as no register has changed.
+#[derive(Debug, Clone, Copy)]
+struct Raised {
+    vector: u8,
+    registers: Registers,
+}
+
+/// Those of `int3` and `into`.
+const SOFTWARE_EXCEPTIONS: [u8; 2] = [3, 4];
 
 impl KvmVcpu {
     /// `can_exchange`: whether this KVM has `KVM_CAP_SYNC_REGS`.
     pub(super) fn new(fd: VcpuFd, run_size: usize, can_exchange: bool) -> Self {
         let exchange = Exchange::new(can_exchange);
-        Self { fd, run_size, exchange, breakpoints: Cell::default(), stepping: Cell::default() }
+        Self {
+            fd,
+            run_size,
+            exchange,
+            breakpoints: Cell::default(),
+            stepping: Cell::default(),
+            raised: Cell::default(),
+        }
     }
 
     fn set_general(&self, registers: &kvm_regs) -> Result<()> {
@@ -86,6 +106,14 @@ impl KvmVcpu {
         match self.exchange.events(&self.fd) {
             Some(events) => Ok(events),
             None => self.fd.get_vcpu_events().map_err(|error| call("read pending events", error)),
+        }
+    }
+
+    /// The software exception that waits, if there is one.
+    fn waiting_exception(&self) -> Result<Option<u8>> {
+        match self.raised.get() {
+            Some(raised) if raised.registers == self.registers()? => Ok(Some(raised.vector)),
+            _ => Ok(None),
         }
     }
 
@@ -222,7 +250,10 @@ impl Vcpu for KvmVcpu {
             self.exchange.hand_over(&mut self.fd);
         }
         match self.fd.run() {
-            Ok(_) => self.exit(),
+            Ok(_) => {
+                self.raised.set(None);
+                self.exit()
+            }
             // EAGAIN: a processor that was waiting for its start-up interrupt has got it.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
             Err(error) => Err(call("run the guest", error)),
@@ -320,6 +351,10 @@ impl Vcpu for KvmVcpu {
         events.exception.error_code = exception.error_code.unwrap_or(0);
         // No optional part: an NMI or a start-up interrupt that has arrived meanwhile would be lost.
         events.flags = 0;
+        if SOFTWARE_EXCEPTIONS.contains(&exception.vector) {
+            let registers = self.registers()?;
+            self.raised.set(Some(Raised { vector: exception.vector, registers }));
+        }
         self.put_events(events)
     }
 
@@ -406,7 +441,8 @@ impl Vcpu for KvmVcpu {
     fn is_delivering(&self) -> Result<bool> {
         let events = self.events()?;
         let exception = events.exception.injected | events.exception.pending;
-        Ok(exception | events.interrupt.injected | events.nmi.injected != 0)
+        let told = exception | events.interrupt.injected | events.nmi.injected != 0;
+        Ok(told || self.waiting_exception()?.is_some())
     }
 
     fn last_interrupt(&self) -> Result<Option<u8>> {
@@ -425,7 +461,11 @@ impl Vcpu for KvmVcpu {
         let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;
         let debug = self.fd.get_debug_regs().map_err(|error| call("read the debug registers", error))?;
         let lapic = self.local_apic()?;
-        let events = self.fd.get_vcpu_events().map_err(|error| call("read pending events", error))?;
+        let mut events = self.fd.get_vcpu_events().map_err(|error| call("read pending events", error))?;
+        if let Some(vector) = self.waiting_exception()? {
+            events.exception.injected = 1;
+            events.exception.nr = vector;
+        }
         let mp_state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         let xcrs = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).map(|entry| (entry.xcr, entry.value));
         let [dr0, dr1, dr2, dr3] = debug.db;
@@ -485,6 +525,9 @@ impl Vcpu for KvmVcpu {
         self.fd.set_debug_regs(&debug).map_err(|error| call("set the debug registers", error))?;
         self.set_local_apic(lapic)?;
         self.restore_msrs(msrs)?;
+        let vector = events.exception.nr;
+        let waits = events.exception.injected != 0 && SOFTWARE_EXCEPTIONS.contains(&vector);
+        self.raised.set(waits.then_some(Raised { vector, registers: *registers }));
         self.set_events(&events)
     }
 }
