@@ -1,7 +1,7 @@
 //! The file `memory`: the guest's memory, page by page as it is, and a last page that says to which state it belongs.
 //!
-//! Pages of zeroes are holes. The checksum of each [`CHUNK`] covers the others, each with its place before it, so that it
-//! costs nothing where nothing is.
+//! Pages of zeroes are holes. The checksum of each [`CHUNK`] covers the others and says which they are, so that it costs
+//! nothing where nothing is.
 
 use std::fs::File;
 use std::io;
@@ -45,73 +45,118 @@ pub(super) fn last_page(id: [u8; 16]) -> [u8; PAGE as usize] {
     page
 }
 
-/// A memory file that is being written, and its checksums.
+/// A memory file that is being written.
 pub(super) struct Writer {
     file: File,
     size: u64,
-    hashes: Hashes,
+    /// Where the last page ended.
+    end: u64,
 }
 
 impl Writer {
     pub fn new(file: File, size: u64) -> io::Result<Self> {
         file.set_len(size + PAGE)?;
-        Ok(Self { file, size, hashes: Hashes::new(size) })
+        Ok(Self { file, size, end: 0 })
     }
 
     /// Writes pages, none of them a page of zeroes, which begin behind all that were written before.
     pub fn put(&mut self, offset: u64, pages: &[u8]) -> io::Result<()> {
-        let end = offset.checked_add(pages.len() as u64);
+        let end = offset.checked_add(pages.len() as u64).filter(|&end| end <= self.size);
         let whole = offset.is_multiple_of(PAGE) && (pages.len() as u64).is_multiple_of(PAGE);
-        if !whole || offset < self.hashes.end || end.is_none_or(|end| end > self.size) {
+        let Some(end) = end.filter(|_| whole && offset >= self.end) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "these are no pages that can follow"));
-        }
-        self.file.write_all_at(pages, offset)?;
-        for (place, page) in (offset..).step_by(PAGE as usize).zip(pages.chunks_exact(PAGE as usize)) {
-            self.hashes.add(place, page);
-        }
-        Ok(())
+        };
+        self.end = end;
+        self.file.write_all_at(pages, offset)
     }
 
-    /// Ends it with the page that says what it belongs to, and has it written to the disk.
+    /// Ends it with the page that says what it belongs to, and has it written to the disk. The checksums are made only
+    /// now: the machine waits while its memory is written, and need not for them.
     pub fn finish(self, id: [u8; 16]) -> io::Result<MemoryHashes> {
         self.file.write_all_at(&last_page(id), self.size)?;
+        let hashes = hashes(&self.file, self.size)?;
         self.file.sync_all()?;
-        Ok(self.hashes.finish())
+        Ok(hashes)
     }
 }
 
-/// Checksums in the making, of pages that come in ascending order.
+/// The checksums of what is in a memory file.
+fn hashes(file: &File, size: u64) -> io::Result<MemoryHashes> {
+    let mut hashes = Hashes::new(size);
+    let mut buffer = vec![0; CHUNK as usize];
+    let mut done = 0;
+    data_ranges(file, 0, size, |start, end| {
+        let end = end.next_multiple_of(PAGE).min(size);
+        // Ranges need not begin and end with pages.
+        done = done.max(start - start % PAGE);
+        while done < end {
+            let length = (CHUNK - done % CHUNK).min(end - done);
+            let bytes = &mut buffer[..length as usize];
+            file.read_exact_at(bytes, done)?;
+            hashes.add(done, bytes);
+            done += length;
+        }
+        Ok(())
+    })?;
+    Ok(hashes.finish())
+}
+
+/// Checksums in the making.
 struct Hashes {
     chunks: Vec<[u8; 32]>,
-    /// The chunk that the last page was in, and its checksum so far.
-    current: Option<(usize, blake3::Hasher)>,
-    /// Where the last page ended.
-    end: u64,
+    current: Option<Current>,
+}
+
+/// The chunk that the last pages were in.
+struct Current {
+    number: usize,
+    hasher: blake3::Hasher,
+    /// A bit for each page that is not zero.
+    pages: [u8; (CHUNK / PAGE / 8) as usize],
 }
 
 impl Hashes {
     fn new(size: u64) -> Self {
         let chunks = vec![NO_PAGES; usize::try_from(size.div_ceil(CHUNK)).unwrap_or(0)];
-        Self { chunks, current: None, end: 0 }
+        Self { chunks, current: None }
     }
 
-    fn add(&mut self, offset: u64, page: &[u8]) {
-        let chunk = (offset / CHUNK) as usize;
-        if self.current.as_ref().is_none_or(|(current, _)| *current != chunk) {
+    /// Adds pages of one chunk, behind all that were added before.
+    fn add(&mut self, offset: u64, bytes: &[u8]) {
+        const PAGE_BYTES: usize = PAGE as usize;
+        let number = (offset / CHUNK) as usize;
+        let mut page = (offset % CHUNK / PAGE) as usize;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let zeroes = rest.chunks(PAGE_BYTES).take_while(|page| is_zero(page)).count();
+            rest = &rest[(zeroes * PAGE_BYTES).min(rest.len())..];
+            page += zeroes;
+            let run = rest.chunks(PAGE_BYTES).take_while(|page| !is_zero(page)).count();
+            let (now, later) = rest.split_at((run * PAGE_BYTES).min(rest.len()));
+            if run > 0 {
+                let current = self.chunk(number);
+                (page..page + run).for_each(|page| current.pages[page / 8] |= 1 << (page % 8));
+                // As much as there is at once: that is many times as fast as page by page.
+                current.hasher.update(now);
+            }
+            rest = later;
+            page += run;
+        }
+    }
+
+    fn chunk(&mut self, number: usize) -> &mut Current {
+        if self.current.as_ref().is_some_and(|current| current.number != number) {
             self.close();
-            self.current = Some((chunk, blake3::Hasher::new()));
         }
-        if let Some((_, hasher)) = &mut self.current {
-            hasher.update(&offset.to_le_bytes()).update(page);
-        }
-        self.end = offset + PAGE;
+        let fresh = || Current { number, hasher: blake3::Hasher::new(), pages: Default::default() };
+        self.current.get_or_insert_with(fresh)
     }
 
     fn close(&mut self) {
-        if let Some((chunk, hasher)) = self.current.take()
-            && let Some(slot) = self.chunks.get_mut(chunk)
+        if let Some(Current { number, mut hasher, pages }) = self.current.take()
+            && let Some(slot) = self.chunks.get_mut(number)
         {
-            *slot = hasher.finalize().into();
+            *slot = hasher.update(&pages).finalize().into();
         }
     }
 
@@ -123,34 +168,15 @@ impl Hashes {
 
 /// Reads all of a memory file that is not a hole; an error tells which chunk is not what was written.
 pub(super) fn check(file: &File, path: &Path, size: u64, expected: &MemoryHashes) -> Result<(), Error> {
-    let mut found = Hashes::new(size);
-    let mut buffer = vec![0; CHUNK as usize];
-    data_ranges(file, 0, size, |start, end| {
-        let mut at = start - start % PAGE;
-        let end = end.next_multiple_of(PAGE).min(size);
-        while at < end {
-            let bytes = &mut buffer[..CHUNK.min(end - at) as usize];
-            file.read_exact_at(bytes, at)?;
-            for page in bytes.chunks_exact(PAGE as usize) {
-                if at >= found.end && !is_zero(page) {
-                    found.add(at, page);
-                }
-                at += PAGE;
-            }
-        }
-        Ok(())
-    })
-    .map_err(Error::io("read", path))?;
-    let found = found.finish();
-    let differs = |(one, other): (&[u8; 32], &[u8; 32])| one != other;
+    let found = hashes(file, size).map_err(Error::io("read", path))?;
     if found.chunks.len() != expected.chunks.len() {
         return Err(Error::damaged(path, "there is another number of checksums than it needs"));
     }
-    match found.chunks.iter().zip(&expected.chunks).position(differs) {
+    match found.chunks.iter().zip(&expected.chunks).position(|(found, expected)| found != expected) {
         None => Ok(()),
-        Some(chunk) => Err(Error::damaged(
-            path,
-            format!("the MiB at {:#x} is not what was written", chunk as u64 * CHUNK),
-        )),
+        Some(chunk) => {
+            let at = chunk as u64 * CHUNK;
+            Err(Error::damaged(path, format!("the MiB at {at:#x} is not what was written")))
+        }
     }
 }

@@ -64,7 +64,7 @@ impl Parts {
     }
 
     pub fn processors(&self) -> u64 {
-        u64::from(self.sockets) * u64::from(self.cores) * u64::from(self.threads)
+        u64::from(self.sockets).saturating_mul(self.cores.into()).saturating_mul(self.threads.into())
     }
 }
 
@@ -231,3 +231,7 @@ impl<V: Vm> Machine<V> {
         self.outcome().map_or(Ok(()), |outcome: &Outcome| Err(CannotSave::Ended(outcome.to_string())))
     }
 }
+
+#[cfg(test)]
+#[path = "saved_test.rs"]
+mod tests;
