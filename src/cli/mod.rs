@@ -11,6 +11,7 @@ mod profile;
 mod run;
 mod say;
 mod signals;
+mod snapshot;
 mod stats;
 mod vms;
 
@@ -85,6 +86,8 @@ enum Command {
     Balloon(vms::balloon::BalloonArgs),
     /// Make, examine and change disk images
     Disk(disk::DiskArgs),
+    /// Look at snapshots of machines
+    Snapshot(snapshot::SnapshotArgs),
     /// Say what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
         Some(Command::Events(arguments)) => vms::events::events(&arguments),
         Some(Command::Balloon(arguments)) => vms::balloon::balloon(&arguments),
         Some(Command::Disk(arguments)) => disk::disk(&arguments),
+        Some(Command::Snapshot(arguments)) => snapshot::snapshot(&arguments),
         Some(Command::Doctor(doctor)) => return doctor::doctor(&doctor),
         Some(Command::Completions(completions)) => completions::print(&completions).map(|()| 0),
     };

@@ -22,6 +22,7 @@ mod profile;
 mod pty_console;
 mod sharing;
 mod signals;
+mod snapshots;
 mod start;
 mod support;
 mod terminal;

@@ -466,3 +466,30 @@ fn the_stored_snapshot_goes_on_where_the_processor_is_like_its_own() {
     });
     assert_eq!(machine.run().status(), 1);
 }
+
+/// Both to the moment at which the guest can be entered.
+#[test]
+fn to_restore_takes_at_most_twice_as_long_as_to_build() {
+    let mut traveller = Traveller::new(embedded(""));
+    traveller.machine().resume();
+    assert!(traveller.output.wait_for("lodger> ", LIMIT));
+    assert!(traveller.travel());
+    let time = |build: &dyn Fn() -> Machine<KvmVm>| {
+        let start = Instant::now();
+        let machine = build();
+        let took = start.elapsed();
+        drop(machine);
+        took
+    };
+    let output = || Arc::new(Collected::default());
+    let build = || Machine::new(&kvm(), &traveller.config, output()).unwrap();
+    let restore = || restore(&traveller.config, &traveller.place, &output()).unwrap();
+    let mut times: Vec<_> = (0..21).map(|_| (time(&build), time(&restore))).collect();
+    let mut median = |which: fn(&(Duration, Duration)) -> Duration| {
+        times.sort_by_key(which);
+        which(&times[times.len() / 2])
+    };
+    let (built, restored) = (median(|times| times.0), median(|times| times.1));
+    println!("built in {built:?}, restored in {restored:?}");
+    assert!(restored < 2 * built, "built in {built:?}, restored in {restored:?}");
+}

@@ -9,7 +9,7 @@ mod create;
 mod diff;
 mod hash;
 mod info;
-pub mod output;
+pub(super) mod output;
 mod rebase;
 mod resize;
 mod size;

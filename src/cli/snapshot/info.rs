@@ -1,0 +1,105 @@
+//! `lodger snapshot info`: what the header of a snapshot says.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use lodger::snapshot::{Info, Snapshot};
+use serde_json::{Value, json};
+
+use crate::cli::AnyError;
+use crate::cli::disk::output::{self, size};
+
+const HELP: &str = "\
+Only the header is read: nothing is decoded, and the memory is not looked at.
+
+JSON: {\"path\", \"format\", \"id\", \"created\" (seconds since 1970), \"program\", \"state-size\", \"memory-size\",
+\"sections\": [{\"name\", \"kind\", \"version\", \"size\"}]}; sizes in bytes.
+
+Examples:
+  lodger snapshot info shell.snapshot
+  lodger snapshot info shell.snapshot --json | jq -r '.sections[].name'";
+
+/// Say what a snapshot is, and what is in it.
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub struct InfoArgs {
+    /// The snapshot
+    directory: PathBuf,
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn info(arguments: &InfoArgs) -> Result<u8, AnyError> {
+    let snapshot = Snapshot::open(&arguments.directory)?;
+    let path = snapshot.directory().display().to_string();
+    let value = in_json(&path, snapshot.info());
+    output::print(arguments.json, &value, |_| in_words(&path, snapshot.info()))?;
+    Ok(0)
+}
+
+fn in_json(path: &str, info: &Info) -> Value {
+    let section = |entry: &lodger::snapshot::Entry| json!({"name": entry.name, "kind": entry.kind, "version": entry.version, "size": entry.size});
+    json!({
+        "path": path,
+        "format": info.format,
+        "id": id(info),
+        "created": info.created,
+        "program": info.program,
+        "state-size": info.state_size,
+        "memory-size": info.memory_size,
+        "sections": info.sections.iter().map(section).collect::<Vec<_>>(),
+    })
+}
+
+fn in_words(path: &str, info: &Info) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name:<13} {value}");
+    };
+    row("snapshot", path.to_owned());
+    row("format", info.format.to_string());
+    row("id", id(info));
+    row("written", format!("{} by {}", moment(info.created), info.program));
+    row("memory", size(info.memory_size));
+    row("state", size(info.state_size));
+    for entry in &info.sections {
+        let value = format!("{:<20} {:<10} version {}", entry.name, size(entry.size), entry.version);
+        row("section", value);
+    }
+    text
+}
+
+fn id(info: &Info) -> String {
+    info.id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A moment as people write it, in universal time.
+fn moment(seconds: u64) -> String {
+    let Ok(seconds) = libc::time_t::try_from(seconds) else { return format!("{seconds} s after 1970") };
+    // SAFETY: plain data, of which all zeroes are a value.
+    let mut time: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both are valid for the call.
+    if unsafe { libc::gmtime_r(&raw const seconds, &raw mut time) }.is_null() {
+        return format!("{seconds} s after 1970");
+    }
+    let year = i64::from(time.tm_year) + 1900;
+    let (month, day, hour, minute, second) =
+        (time.tm_mon + 1, time.tm_mday, time.tm_hour, time.tm_min, time.tm_sec);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_dates() {
+        assert_eq!(moment(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(moment(1_709_210_096), "2024-02-29 12:34:56 UTC");
+        assert!(moment(u64::MAX).ends_with("after 1970"));
+        assert!(moment(i64::MAX as u64).ends_with("after 1970"));
+    }
+}
