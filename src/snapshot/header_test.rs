@@ -54,7 +54,7 @@ fn what_has_the_right_checksum_and_makes_no_sense_is_refused() {
         (48, &[0, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "whole pages"),
         (60, &[1], "makes no sense"),
         (64, &[0; 32], "is no name"),
-        (95, &[b'x'], "behind its end"),
+        (95, b"x", "behind its end"),
         (entry, b"lamp/0", "two sections"),
         (entry, &[0xff], "no text"),
         (entry, b"\n", "is no name"),
