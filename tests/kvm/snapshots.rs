@@ -304,10 +304,11 @@ fn several_processors_change_machines() {
 fn what_is_not_at_rest_or_has_ended_is_not_saved() {
     let scratch = Scratch::new();
     let place = scratch.path("snapshot");
-    let machine = Machine::new(&kvm(), &embedded("exit 3"), Arc::new(Collected::default())).unwrap();
+    let machine = Machine::new(&kvm(), &embedded(""), Arc::new(Collected::default())).unwrap();
     machine.resume();
     let error = machine.draft_snapshot(&kvm(), &place).map(drop).unwrap_err();
     assert!(matches!(error, Error::Save(CannotSave::Running)), "{error}");
+    machine.serial().offer_input(b"exit 3\r");
     assert_eq!(machine.wait().status(), 3);
     let error = machine.draft_snapshot(&kvm(), &place).map(drop).unwrap_err();
     assert!(matches!(error, Error::Save(CannotSave::Ended(_))), "{error}");
