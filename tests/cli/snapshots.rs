@@ -11,8 +11,8 @@ const STORED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/v1");
 #[test]
 fn info_says_what_the_header_says() {
     let finished = lodger(["snapshot", "info", STORED], "").with(0).silent();
-    assert!(finished.lines().any(|line| line.trim_end() == "memory        2 MiB"), "{finished:?}");
-    assert!(finished.lines().any(|line| line.starts_with("section       vcpu/0 ")), "{finished:?}");
+    assert!(finished.stdout.lines().any(|line| line == "memory        2 MiB"), "{finished:?}");
+    assert!(finished.stdout.lines().any(|line| line.starts_with("section       vcpu/0 ")), "{finished:?}");
     let finished = lodger(["snapshot", "info", STORED, "--json"], "").with(0).silent();
     let info: Value = serde_json::from_str(&finished.stdout).unwrap();
     assert_eq!((&info["format"], &info["memory-size"]), (&1.into(), &(2 << 20).into()));
