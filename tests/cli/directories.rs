@@ -110,14 +110,15 @@ fn what_is_no_name_is_refused_as_usage() {
 fn a_vm_that_keeps_nothing_and_has_no_name_has_a_directory_soon_and_leaves_nothing() {
     let scratch = Scratch::new();
     let runtime = session(&scratch);
-    run(&mut in_session(&runtime), "exit 3").with(3).silent();
     let root = runtime.join("lodger");
-    assert_eq!(listed(&root), [""; 0]);
     let (running, _pipes) = waiting(&mut in_session(&runtime), "");
     let name = format!("vm-{}", running.id());
     wait_until("it has a control socket", || root.join(&name).join("control.sock").exists());
     running.signal(libc::SIGTERM);
     running.finish().with(143).silent();
+    assert_eq!(listed(&root), [""; 0]);
+    // One that is through before it can have one.
+    run(&mut in_session(&runtime), "exit 3").with(3).silent();
     assert_eq!(listed(&root), [""; 0]);
 }
 
@@ -126,11 +127,14 @@ fn where_no_directory_can_be_made_a_vm_without_a_name_runs_and_says_so() {
     let scratch = Scratch::new();
     let runtime = session(&scratch);
     File::create(runtime.join("lodger")).unwrap();
-    let finished = run(&mut in_session(&runtime), "exit 3").with(3);
-    assert!(
-        finished.stderr.contains("the VM has no control socket") && finished.stderr.contains("no directory"),
-        "{finished:?}"
-    );
+    let said = scratch.at("said");
+    let (running, _pipes) = waiting(in_session(&runtime).stderr(File::create(&said).unwrap()), "");
+    wait_until("it says so", || {
+        let said = fs::read_to_string(&said).unwrap();
+        said.contains("the VM has no control socket") && said.contains("no directory")
+    });
+    running.signal(libc::SIGTERM);
+    running.finish().with(143);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::state::{CODE, DATA, MMIO, PORT, SECOND_CODE, close_to_ring_3, long_mo
 use super::{Recorder, kvm};
 
 /// No guest here needs more than some milliseconds; a loaded host may.
-pub const ENDS_WITHIN: Duration = Duration::from_secs(20);
+pub const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Writes into guest memory.
 pub fn put(memory: &GuestMemory, address: u64, bytes: &[u8]) {
