@@ -13,25 +13,29 @@ use serde_json::Value;
 use crate::support::{Finished, Running, Scratch, Screen, guest, program, wait_until};
 
 /// Somebody's session, in which machines run without a terminal. They end with it.
-struct Session {
+pub struct Session {
     scratch: Scratch,
 }
 
 impl Session {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let scratch = Scratch::new();
         fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o700)).unwrap();
         Self { scratch }
     }
 
-    fn command(&self, line: &[&str]) -> Command {
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    pub fn command(&self, line: &[&str]) -> Command {
         let mut command = program();
         command.args(line).env("XDG_RUNTIME_DIR", self.scratch.path()).env_remove("TMPDIR");
         command
     }
 
     #[track_caller]
-    fn run(&self, line: &[&str]) -> Finished {
+    pub fn run(&self, line: &[&str]) -> Finished {
         Running::start(&mut self.command(line)).finish()
     }
 
@@ -63,7 +67,7 @@ impl Session {
         states.into_iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("there is no {name}")).1
     }
 
-    fn pid(&self, name: &str) -> i32 {
+    pub fn pid(&self, name: &str) -> i32 {
         fs::read_to_string(self.directory(name).join("pid")).unwrap().trim().parse().unwrap()
     }
 

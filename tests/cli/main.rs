@@ -9,6 +9,7 @@ mod bz_images;
 mod detached;
 mod directories;
 mod endings;
+mod ends;
 mod file_console;
 mod host;
 mod input;
