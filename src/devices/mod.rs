@@ -36,12 +36,6 @@ pub trait InterruptLine: Send + Sync {
     }
 }
 
-impl<L: InterruptLine + ?Sized> InterruptLine for std::sync::Arc<L> {
-    fn set(&self, high: bool) {
-        (**self).set(high);
-    }
-}
-
 /// Where a device's output goes.
 pub trait ByteSink: Send + Sync {
     /// Takes all of `bytes`, in order, before anything that is pushed later.

@@ -74,12 +74,13 @@ fn fatal_exits_have_their_documented_statuses() {
 /// Two pulses that overlap are one edge to the interrupt controller, and one interrupt is lost.
 #[test]
 fn pulses_of_one_line_never_overlap() {
-    const PULSES: usize = 2000;
+    const PULSES: usize = 100;
     let hypervisor = FakeHypervisor::new([]);
     let layout = Layout::new(1 << 20, 48).unwrap();
     let memory = Arc::new(GuestMemory::map(layout, crate::memory::Options::default()).unwrap());
     let board = Arc::new(Board { vm: hypervisor.create_vm().unwrap(), memory });
-    let line = Line { board, number: 4, pulsing: Mutex::new(()) };
+    // As devices have it: what a pulse is has to be the line's own affair also through the handle.
+    let line: Arc<dyn InterruptLine> = Arc::new(Line { board, number: 4, pulsing: Mutex::new(()) });
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| (0..PULSES).for_each(|_| line.pulse()));

@@ -1,5 +1,6 @@
 //! The serial port as drivers, consoles and hostile guests use it.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -280,6 +281,30 @@ fn the_end_of_no_input_at_all_loses_the_carrier_at_once() {
     assert_eq!(port.read(MODEM_STATUS) & MODEM_STATUS_CARRIER, 0);
     port.write(MODEM_CONTROL, MODEM_CONTROL_LOOP | 0x0a);
     assert_eq!(port.read(MODEM_STATUS) & 0xf0, 0x90, "the loop-back test does not depend on carrier");
+}
+
+/// A wire that gives edges in a way of its own.
+#[derive(Default)]
+struct PulsedLine(AtomicUsize);
+
+impl InterruptLine for PulsedLine {
+    fn set(&self, _high: bool) {
+        panic!("between rise and fall comes another edge, and one of them is lost");
+    }
+
+    fn pulse(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn how_an_edge_is_given_is_left_to_the_wire() {
+    let line = Arc::<PulsedLine>::default();
+    let serial = Serial::new(line.clone(), Arc::<KeepingSink>::default());
+    serial.write(INTERRUPT_ENABLE.into(), 1, (ENABLE_RECEIVED | ENABLE_TRANSMITTER).into());
+    assert_eq!(line.0.swap(0, Relaxed), 1);
+    serial.offer_input(b"a");
+    assert_eq!(line.0.swap(0, Relaxed), 1);
 }
 
 /// A sink that uses the port while it is being pushed to.

@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -209,6 +211,10 @@ impl Vm for FakeVm {
 
     fn set_interrupt_line(&self, line: u32, high: bool) -> Result<()> {
         lock(&self.log).interrupts.push((line, high));
+        if high {
+            // A call takes its time, in which other threads do what nothing keeps them from.
+            thread::sleep(Duration::from_micros(10));
+        }
         Ok(())
     }
 
