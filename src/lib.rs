@@ -21,6 +21,7 @@ pub mod saved;
 pub mod size;
 pub mod snapshot;
 mod sparse;
+mod spelling;
 pub mod storage;
 mod threads;
 pub mod vcpu;

@@ -11,6 +11,7 @@ use super::cpuid::{FEATURES, FEATURES_ECX_HYPERVISOR, Quirks, paravirtual};
 use super::flags::Flags;
 use super::state_components;
 use crate::hv::CpuidEntry;
+use crate::spelling;
 
 /// Every 64-bit server has these since Intel's Nehalem (2009) and AMD's Bulldozer (2011): the psABI's level
 /// x86-64-v2, what a kernel expects of any 64-bit processor, what KVM provides itself (from `x2apic` on), and the
@@ -314,43 +315,9 @@ fn relying_on(flag: &str) -> Vec<&'static str> {
 
 /// The flag that somebody may have meant.
 fn suggestion(text: &str) -> Option<&'static str> {
-    /// No name is half as long.
-    const LONGEST: usize = 40;
-    if text.len() > LONGEST {
-        return None;
-    }
     let text = text.trim().to_ascii_lowercase().replace(['.', '-'], "_");
     let other = OTHER_NAMES.iter().find(|(other, _)| *other == text).map(|&(_, name)| name);
-    let close_enough = 1 + text.len() / 5;
-    other.or_else(|| {
-        let distances = known_flags().into_iter().map(|name| (distance(&text, name), name));
-        distances.filter(|&(distance, _)| distance <= close_enough).min().map(|(_, name)| name)
-    })
-}
-
-/// How many letters have to be changed, put in, left out or exchanged with their neighbour to make one text of
-/// another.
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other) = (one.as_bytes(), other.as_bytes());
-    let mut rows = vec![vec![0; other.len() + 1]; one.len() + 1];
-    for line in 0..=one.len() {
-        for column in 0..=other.len() {
-            rows[line][column] = match (line, column) {
-                (0, all) | (all, 0) => all,
-                _ => {
-                    let changed = usize::from(one[line - 1] != other[column - 1]);
-                    let single = (rows[line - 1][column] + 1)
-                        .min(rows[line][column - 1] + 1)
-                        .min(rows[line - 1][column - 1] + changed);
-                    let exchanged = line > 1
-                        && column > 1
-                        && one[line - 2..line] == [other[column - 1], other[column - 2]];
-                    if exchanged { single.min(rows[line - 2][column - 2] + 1) } else { single }
-                }
-            };
-        }
-    }
-    rows[one.len()][other.len()]
+    other.or_else(|| spelling::nearest(&text, known_flags()))
 }
 
 #[cfg(test)]
