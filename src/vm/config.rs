@@ -160,6 +160,15 @@ impl MemorySpec {
     pub fn of_size(size: u64) -> Self {
         Self { size, options: Options::default() }
     }
+
+    /// The same, if its options go together.
+    pub(super) fn checked(self) -> Result<Self, MemorySpecError> {
+        match self.options {
+            Options { hugepages: true, hugetlb: true, .. } => Err(MemorySpecError::Exclusive),
+            Options { mergeable: true, hugetlb: true, .. } => Err(MemorySpecError::NeverMerged),
+            _ => Ok(self),
+        }
+    }
 }
 
 impl Default for MemorySpec {
@@ -216,11 +225,7 @@ impl FromStr for MemorySpec {
                 _ => return Err(MemorySpecError::Word(word.to_owned())),
             }
         }
-        match spec.options {
-            Options { hugepages: true, hugetlb: true, .. } => Err(MemorySpecError::Exclusive),
-            Options { mergeable: true, hugetlb: true, .. } => Err(MemorySpecError::NeverMerged),
-            _ => Ok(spec),
-        }
+        spec.checked()
     }
 }
 

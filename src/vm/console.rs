@@ -79,15 +79,21 @@ pub enum PortSpecError {
     NoPath(&'static str),
 }
 
+/// Whether a port can be called that.
+pub(super) fn check_name(name: &str) -> Result<(), PortSpecError> {
+    let is_printable = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/=\"'".contains(&byte));
+    if name.is_empty() || name.len() > LONGEST_NAME || !is_printable {
+        return Err(PortSpecError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
 impl FromStr for PortSpec {
     type Err = PortSpecError;
 
     fn from_str(text: &str) -> Result<Self, PortSpecError> {
         let (name, place) = text.split_once(',').unwrap_or((text, ""));
-        let is_printable = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/=\"'".contains(&byte));
-        if name.is_empty() || name.len() > LONGEST_NAME || !is_printable {
-            return Err(PortSpecError::Name(name.to_owned()));
-        }
+        check_name(name)?;
         let place = match place.split_once('=').unwrap_or((place, "")) {
             ("pty", "") if place == "pty" => Place::Pty,
             ("socket", "") => return Err(PortSpecError::NoPath("socket")),

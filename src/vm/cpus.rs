@@ -23,6 +23,14 @@ impl CpusSpec {
         Topology::new(self.sockets, self.cores, self.threads)
     }
 
+    /// As many as `count`, with these sockets, cores and threads; what is not given is what makes the number right.
+    pub(super) fn arranged(
+        count: Option<u32>,
+        [sockets, cores, threads]: [Option<u32>; 3],
+    ) -> Result<Self, CpusSpecError> {
+        Named { sockets, cores, threads }.arranged(count)
+    }
+
     fn product(&self) -> u128 {
         u128::from(self.sockets) * u128::from(self.cores) * u128::from(self.threads)
     }
@@ -97,12 +105,7 @@ impl FromStr for CpusSpec {
         for word in words.into_iter().flat_map(|words| words.split(',')) {
             named.take(word)?;
         }
-        match count {
-            None => Ok(named.or_one()),
-            Some(count) => named
-                .complete(count)
-                .ok_or_else(|| CpusSpecError::Product { count, parts: named.to_string() }),
-        }
+        named.arranged(count)
     }
 }
 
@@ -128,6 +131,15 @@ impl Named {
         match place.replace(number(value)?) {
             Some(_) => Err(CpusSpecError::Twice(name)),
             None => Ok(()),
+        }
+    }
+
+    fn arranged(&self, count: Option<u32>) -> Result<CpusSpec, CpusSpecError> {
+        match count {
+            None => Ok(self.or_one()),
+            Some(count) => {
+                self.complete(count).ok_or_else(|| CpusSpecError::Product { count, parts: self.to_string() })
+            }
         }
     }
 

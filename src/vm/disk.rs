@@ -72,6 +72,11 @@ impl DiskSpec {
         Self::of(DiskSource::Image { path, format: None, changes: Changes::Image, verify: false })
     }
 
+    /// One without a file, which has no size yet.
+    pub(super) fn ephemeral() -> Self {
+        Self::of(DiskSource::Ephemeral { size: 0 })
+    }
+
     fn of(source: DiskSource) -> Self {
         Self { source, read_only: false, direct: false, queues: 1, serial: None, limits: Limits::default() }
     }
@@ -81,7 +86,8 @@ impl DiskSpec {
         self.serial.as_deref().unwrap_or_default()
     }
 
-    fn option(&mut self, option: &str) -> Result<(), DiskSpecError> {
+    /// Takes an option, as it stands between commas.
+    pub(super) fn option(&mut self, option: &str) -> Result<(), DiskSpecError> {
         let unknown = || DiskSpecError::Option(option.to_owned());
         match (
             option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value))),
@@ -116,6 +122,20 @@ impl DiskSpec {
         }
         Ok(())
     }
+
+    /// The same, if its options go together.
+    pub(super) fn checked(self) -> Result<Self, DiskSpecError> {
+        match &self.source {
+            DiskSource::Ephemeral { size: 0 } => Err(DiskSpecError::NoSize),
+            DiskSource::Image { changes, .. } if self.read_only && *changes != Changes::Image => {
+                Err(DiskSpecError::ReadOnlyOverlay)
+            }
+            DiskSource::Image { changes: Changes::Image, verify: true, .. } if !self.read_only => {
+                Err(DiskSpecError::VerifiedWrites)
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 fn check_serial(serial: &str) -> Result<&str, DiskSpecError> {
@@ -129,6 +149,15 @@ fn check_serial(serial: &str) -> Result<&str, DiskSpecError> {
 fn limit(name: &'static str, text: &str, unit: Unit) -> Result<Rate, DiskSpecError> {
     let error = |reason| DiskSpecError::Limit { name, text: text.to_owned(), reason };
     rate::parse(text, unit).map_err(error)
+}
+
+/// The limits as they are written: of bytes, and of operations.
+pub(super) fn limit_texts(limits: &Limits) -> [Option<String>; 2] {
+    let Limits { bytes, operations } = *limits;
+    [
+        bytes.map(|rate| rate::text(rate, Unit::Bytes)),
+        operations.map(|rate| rate::text(rate, Unit::Operations)),
+    ]
 }
 
 /// Why this describes no disk.
@@ -192,7 +221,7 @@ impl FromStr for DiskSpec {
         let mut parts = text.split(',');
         let mut disk = match parts.next() {
             None | Some("") => return Err(DiskSpecError::NoPath),
-            Some(EPHEMERAL) => Self::of(DiskSource::Ephemeral { size: 0 }),
+            Some(EPHEMERAL) => Self::ephemeral(),
             Some(path) => Self::new(path),
         };
         let mut given = Vec::new();
@@ -204,16 +233,7 @@ impl FromStr for DiskSpec {
             }
             given.push(name);
         }
-        match &disk.source {
-            DiskSource::Ephemeral { size: 0 } => Err(DiskSpecError::NoSize),
-            DiskSource::Image { changes, .. } if disk.read_only && *changes != Changes::Image => {
-                Err(DiskSpecError::ReadOnlyOverlay)
-            }
-            DiskSource::Image { changes: Changes::Image, verify: true, .. } if !disk.read_only => {
-                Err(DiskSpecError::VerifiedWrites)
-            }
-            _ => Ok(disk),
-        }
+        disk.checked()
     }
 }
 
@@ -244,11 +264,10 @@ impl fmt::Display for DiskSpec {
         if self.queues != 1 {
             write!(f, ",queues={}", self.queues)?;
         }
-        if let Some(rate) = self.limits.bytes {
-            write!(f, ",bps={}", rate::text(rate, Unit::Bytes))?;
-        }
-        if let Some(rate) = self.limits.operations {
-            write!(f, ",iops={}", rate::text(rate, Unit::Operations))?;
+        for (name, text) in ["bps", "iops"].into_iter().zip(limit_texts(&self.limits)) {
+            if let Some(text) = text {
+                write!(f, ",{name}={text}")?;
+            }
         }
         match &self.serial {
             Some(serial) => write!(f, ",serial={serial}"),

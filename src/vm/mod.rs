@@ -8,6 +8,7 @@ mod balloon;
 mod config;
 mod console;
 mod cpus;
+pub mod description;
 mod directory;
 mod disk;
 pub mod driver;
