@@ -1,8 +1,7 @@
 //! What is wrong with a description, and where.
 
-use std::io;
 use std::path::PathBuf;
-use std::{fmt, string};
+use std::{fmt, io};
 
 use super::LARGEST;
 
@@ -19,9 +18,15 @@ pub struct DescriptionError {
 /// What can be wrong with a description.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
+    /// It is not text.
+    #[error("this is not text (UTF-8)")]
+    NotText,
     /// It is not TOML.
     #[error("this is not TOML: {0}")]
     Syntax(String),
+    /// A key of more parts than mean something.
+    #[error("a key of so many parts means nothing")]
+    Deep,
     /// A key that means nothing.
     #[error("{0}")]
     Key(Unknown),
@@ -91,15 +96,7 @@ pub enum ReadError {
     /// It is no description, by its size.
     #[error("{} is larger than {} MiB, which no description of a machine is", .0.display(), LARGEST >> 20)]
     TooLarge(PathBuf),
-    /// It is not text.
-    #[error("{} is not text (UTF-8): {source}", path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// Where not.
-        source: string::FromUtf8Error,
-    },
-    /// It is text that describes no machine.
+    /// It describes no machine.
     #[error("{}, {source}", path.display())]
     Wrong {
         /// The file.

@@ -43,6 +43,7 @@
 //!
 //! Wherever a flag takes a compact text, so does its key: `disk = ["root.img,ro"]`.
 
+mod depth;
 mod error;
 mod parts;
 mod paths;
@@ -75,10 +76,7 @@ pub struct Description {
 impl Description {
     /// Reads a description. Its paths are left as they are.
     pub fn from_toml(text: &str) -> Result<Self, DescriptionError> {
-        parse(text).map_err(|Problem { offset, reason }| {
-            let before = &text.as_bytes()[..offset.min(text.len())];
-            DescriptionError { line: 1 + memchr::memchr_iter(b'\n', before).count(), reason }
-        })
+        parse(text).map_err(|problem| problem.in_line_of(text.as_bytes()))
     }
 
     /// Reads a file. Relative paths in it are relative to the directory in which it is.
@@ -91,10 +89,15 @@ impl Description {
         if bytes.len() as u64 > LARGEST {
             return Err(ReadError::TooLarge(path.to_owned()));
         }
-        let text = String::from_utf8(bytes)
-            .map_err(|source| ReadError::NotText { path: path.to_owned(), source })?;
+        let description = match str::from_utf8(&bytes) {
+            Ok(text) => Self::from_toml(text),
+            Err(error) => {
+                let problem = Problem { offset: error.valid_up_to(), reason: Reason::NotText };
+                Err(problem.in_line_of(&bytes))
+            }
+        };
         let mut description =
-            Self::from_toml(&text).map_err(|source| ReadError::Wrong { path: path.to_owned(), source })?;
+            description.map_err(|source| ReadError::Wrong { path: path.to_owned(), source })?;
         description.resolve(path.parent().unwrap_or(Path::new("")));
         Ok(description)
     }
@@ -111,6 +114,7 @@ impl Description {
 }
 
 fn parse(text: &str) -> Result<Description, Problem> {
+    depth::check(text)?;
     let parsed = DeTable::parse(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
         Problem { offset, reason: Reason::Syntax(error.message().replace('\n', "; ")) }

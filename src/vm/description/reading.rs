@@ -9,7 +9,7 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::error::{Reason, Unknown};
+use super::error::{DescriptionError, Reason, Unknown};
 use crate::spelling;
 
 /// Something wrong at a place of the text.
@@ -19,6 +19,15 @@ pub(super) struct Problem {
     pub offset: usize,
     /// What is wrong.
     pub reason: Reason,
+}
+
+impl Problem {
+    /// The same, with the line in which it is.
+    pub fn in_line_of(self, text: &[u8]) -> DescriptionError {
+        let Self { offset, reason } = self;
+        let before = &text[..offset.min(text.len())];
+        DescriptionError { line: 1 + memchr::memchr_iter(b'\n', before).count(), reason }
+    }
 }
 
 /// What a value is called and where it stands.

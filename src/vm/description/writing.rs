@@ -180,7 +180,9 @@ fn disk(disk: &DiskSpec) -> Result<Lines, CannotDescribe> {
         lines.line("bps", quoted(&text));
     }
     if let Some(text) = operations {
-        lines.line("iops", quoted(&text));
+        // Other readers of the language have no larger numbers.
+        let is_number = text.parse::<i64>().is_ok();
+        lines.line("iops", if is_number { text } else { quoted(&text) });
     }
     if let Some(serial) = serial {
         lines.line("serial", quoted(serial));
