@@ -2,6 +2,7 @@
 
 mod attend;
 mod completions;
+mod describe;
 mod detach;
 mod disk;
 mod doctor;
@@ -153,6 +154,9 @@ fn share_one_heap() {
 
 #[cfg(test)]
 mod tests {
+    use lodger::vm::ConsoleSpec;
+    use lodger::vm::description::Description;
+
     use super::*;
 
     #[test]
@@ -165,7 +169,28 @@ mod tests {
         assert!(Arguments::try_parse_from(["lodger"]).unwrap().command.is_none());
         let arguments = Arguments::try_parse_from(["lodger", "--memory", "64M"]).unwrap();
         assert!(arguments.command.is_none());
-        assert_eq!(arguments.run.memory.size, 64 << 20);
+        assert_eq!(arguments.run.memory.unwrap().size, 64 << 20);
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_the_help_tells() {
+        let Description { config, console } = Description::default();
+        let console = ConsoleSpec { virtio: config.virtio_console, place: console };
+        let defaults = [
+            ("memory", config.memory.to_string()),
+            ("cpus", config.cpus.to_string()),
+            ("cpu", config.cpu.to_string()),
+            ("entry", config.entry.to_string()),
+            ("console", console.to_string()),
+            ("completion", config.completion.to_string()),
+        ];
+        let command = command();
+        let run = command.find_subcommand("run").unwrap();
+        for (name, default) in defaults {
+            let option = run.get_arguments().find(|option| option.get_long() == Some(name)).unwrap();
+            let help = option.get_help().unwrap().to_string();
+            assert!(help.ends_with(&format!(" [default: {default}]")), "{help}");
+        }
     }
 
     #[test]

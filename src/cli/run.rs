@@ -3,22 +3,22 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use lodger::boot::{Entry, Flat, Symbols};
 use lodger::console::{self, Audience, Console, Shown, Spec};
 use lodger::control::{Served, Server};
 use lodger::hv::Vm;
 use lodger::hv::kvm::Kvm;
+use lodger::vm::description::Description;
 use lodger::vm::driver::{Driver, Handle, Origin, Request};
-use lodger::vm::inspect::Description;
 use lodger::vm::{
-    BalloonSpec, Completion, Config, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name,
-    Outcome, PortSpec, Timeline,
+    BalloonSpec, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name, Outcome,
+    PortSpec, Timeline, inspect,
 };
-use lodger::x86::model::CpuModel;
 
 use super::AnyError;
 use super::attend::{attend, tell_size, wait_for_reader};
+use super::describe;
 use super::detach::{Side, detach};
 use super::flags::{self, CpuChoice};
 use super::keyboard::Keyboard;
@@ -29,9 +29,23 @@ use super::stats;
 
 /// Boot a guest in this process.
 #[derive(Args)]
+#[command(group(ArgGroup::new("booted").args(["kernel", "config"]).multiple(true)))]
 pub struct RunArgs {
     /// What to boot: an ELF kernel, a bzImage or a flat image, told apart by content [default: the embedded guest]
     kernel: Option<PathBuf>,
+
+    /// Read the guest's description from FILE, as --print-config writes it (vm.toml)
+    ///
+    /// KERNEL and options take the place of what FILE says, and those that may be given several times add to it.
+    /// Relative paths in FILE begin at its directory.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print the description of the guest that these options and --config make, and start nothing
+    ///
+    /// It is TOML, with what differs from the default and with absolute paths, and is what --config reads.
+    #[arg(long, conflicts_with = "detach")]
+    print_config: bool,
 
     /// What the VM is called while it runs: letters, digits, and -, _ or . [default: vm-PID]
     ///
@@ -47,7 +61,7 @@ pub struct RunArgs {
     #[arg(long, short)]
     detach: bool,
 
-    /// How much memory the guest has, and how the host backs it
+    /// How much memory the guest has, and how the host backs it [default: 256M]
     ///
     /// A size in bytes, or in K, M, G, T, P or E, as in 512M or 3.5G, and after commas:
     ///   hugepages  ask for transparent 2 MiB pages
@@ -55,24 +69,24 @@ pub struct RunArgs {
     ///   prefault   touch all of it now
     ///   mergeable  let the host keep equal pages once (KSM), also among several guests
     /// The host pays for memory when the guest touches it, so it may be more than the host has.
-    #[arg(short, long, value_name = "SIZE[,OPTION…]", default_value_t, verbatim_doc_comment)]
-    pub(super) memory: MemorySpec,
+    #[arg(short, long, value_name = "SIZE[,OPTION…]", verbatim_doc_comment)]
+    pub(super) memory: Option<MemorySpec>,
 
-    /// How many processors the guest has: N, and after commas sockets=S, cores=C, threads=T
+    /// How many processors the guest has: N, and after commas sockets=S, cores=C, threads=T [default: 1]
     ///
     /// N is sockets × cores × threads. What is not given follows from N: the cores of one socket, without
     /// threads; without N it is 1.
-    #[arg(short, long, value_name = "N[,LEVEL=N…]", default_value_t)]
-    cpus: CpusSpec,
+    #[arg(short, long, value_name = "N[,LEVEL=N…]")]
+    cpus: Option<CpusSpec>,
 
-    /// What the processors can do: host or baseline, then +FLAG to show, -FLAG to hide; help lists the flags
+    /// What the processors can do: host or baseline, then +FLAG to show, -FLAG to hide; help lists the flags [default: host]
     ///
     ///   host      everything that this host's KVM offers
     ///   baseline  what servers have had since 2009 (Intel) or 2011 (AMD), so that the guest can move
     /// Flags are named as in /proc/cpuinfo, as in baseline,+aes,-rdtscp. Showing one shows what it builds on,
     /// hiding one hides what builds on it.
-    #[arg(long, value_name = "MODEL[,±FLAG…]", default_value_t, verbatim_doc_comment)]
-    cpu: CpuChoice,
+    #[arg(long, value_name = "MODEL[,±FLAG…]", verbatim_doc_comment)]
+    cpu: Option<CpuChoice>,
 
     /// The kernel's command line, in place of the default
     ///
@@ -124,22 +138,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE[,OPTION]", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     balloon: Option<BalloonSpec>,
 
-    /// How the kernel is entered: auto, pvh, linux64 or image
+    /// How the kernel is entered: auto, pvh, linux64 or image [default: auto]
     ///
     /// pvh and linux64 insist on that protocol. auto takes linux64 for Linux, which can be given a seed for its random
     /// numbers that way, and for others pvh if they have it. The kernel in a bzImage is unpacked by lodger and entered
     /// like any ELF kernel; image has the bzImage's own code do that inside the guest, as auto has it where lodger
     /// cannot.
-    #[arg(long, value_name = "PROTOCOL", default_value_t)]
-    entry: Entry,
+    #[arg(long, value_name = "PROTOCOL")]
+    entry: Option<Entry>,
 
     /// Take KERNEL for a flat image: where it is loaded, and whether it starts in real or long mode
     ///
     /// Without this, whatever is neither ELF nor bzImage is loaded at 0x100000 and starts in long mode.
-    #[arg(long, value_name = "ADDRESS[,real|long]", requires = "kernel")]
+    #[arg(long, value_name = "ADDRESS[,real|long]", requires = "booted")]
     flat: Option<Flat>,
 
-    /// Where the guest's console is: stdio, pty, file=PATH or none; virtio, or virtio and a place, for hvc0
+    /// Where the guest's console is: stdio, pty, file=PATH or none; virtio, or virtio and a place, for hvc0 [default: stdio]
     ///
     ///   stdio      this process's standard input and output
     ///   pty        a new pseudo-terminal, whose path is printed
@@ -148,8 +162,8 @@ pub struct RunArgs {
     /// It is the serial port; with virtio (on stdio), virtio,pty and so on it is a virtio console, which Linux calls
     /// hvc0: it costs the guest less, and knows the terminal's size. Input goes there, and output of both is shown.
     /// (The embedded guest listens at the serial port in any case.)
-    #[arg(long, value_name = "[virtio,]WHERE", default_value_t, verbatim_doc_comment)]
-    console: ConsoleSpec,
+    #[arg(long, value_name = "[virtio,]WHERE", verbatim_doc_comment)]
+    console: Option<ConsoleSpec>,
 
     /// A port between guest and host: NAME, and after a comma where it leads; may be given several times
     ///
@@ -163,13 +177,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME,WHERE", verbatim_doc_comment)]
     port: Vec<PortSpec>,
 
-    /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off
+    /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off [default: auto]
     ///
     /// On ordinary hosts nothing is missing, and nothing is done. `lodger doctor` lists what this host lacks. With
     /// auto, a kernel on such a host also runs in a software processor, many times as fast as KVM interprets
     /// it; with missing it does not. With off, a guest that needs something ends with a report that shows where.
-    #[arg(long, value_name = "WHEN", default_value_t)]
-    completion: Completion,
+    #[arg(long, value_name = "WHEN")]
+    completion: Option<Completion>,
 
     /// Print how long each phase of the start took, to standard error
     #[arg(long, conflicts_with = "detach")]
@@ -184,35 +198,58 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    fn config(&self) -> Config {
-        Config {
-            name: self.name.clone(),
-            memory: self.memory,
-            cpus: self.cpus,
-            cpu: match &self.cpu {
-                CpuChoice::Model(model) => model.clone(),
-                CpuChoice::Help => CpuModel::default(),
-            },
-            kernel: self.kernel.clone().map_or(Kernel::Embedded, Kernel::File),
-            entry: self.entry,
-            flat: self.flat,
-            cmdline: self.cmdline.clone(),
-            append: self.append.clone(),
-            initrds: self.initrd.clone(),
-            disks: self.disk.clone(),
-            rng: self.rng,
-            balloon: self.balloon,
-            virtio_console: self.console.virtio,
-            ports: self.port.clone(),
-            completion: self.completion,
+    /// What the options describe, together with the file that they may name.
+    fn description(&self) -> Result<Description, AnyError> {
+        let mut description = match &self.config {
+            Some(path) => Description::read(path)?,
+            None => Description::default(),
+        };
+        let Description { config, console } = &mut description;
+        if let Some(kernel) = &self.kernel {
+            config.kernel = Kernel::File(kernel.clone());
         }
+        if let Some(CpuChoice::Model(model)) = &self.cpu {
+            config.cpu = model.clone();
+        }
+        if let Some(ConsoleSpec { virtio, place }) = &self.console {
+            (config.virtio_console, *console) = (*virtio, place.clone());
+        }
+        replace(&mut config.memory, self.memory);
+        replace(&mut config.cpus, self.cpus);
+        replace(&mut config.entry, self.entry);
+        replace(&mut config.completion, self.completion);
+        config.name = self.name.clone().or(config.name.take());
+        config.flat = self.flat.or(config.flat);
+        config.cmdline = self.cmdline.clone().or(config.cmdline.take());
+        config.balloon = self.balloon.or(config.balloon);
+        config.rng |= self.rng;
+        config.append.extend_from_slice(&self.append);
+        config.initrds.extend_from_slice(&self.initrd);
+        config.disks.extend_from_slice(&self.disk);
+        config.ports.extend_from_slice(&self.port);
+        if config.flat.is_some() && config.kernel == Kernel::Embedded {
+            return Err(
+                "--flat says how a kernel is loaded, and neither KERNEL nor --config names one".into()
+            );
+        }
+        Ok(description)
+    }
+}
+
+fn replace<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
     }
 }
 
 /// Runs the guest to its end; returns the process's exit status.
 pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
-    if arguments.cpu == CpuChoice::Help {
+    if arguments.cpu == Some(CpuChoice::Help) {
         return flags::print().map(|()| 0);
+    }
+    let description = arguments.description()?;
+    if arguments.print_config {
+        return describe::print(description).map(|()| 0);
     }
     let detaching = match arguments.detach.then(detach).transpose()? {
         Some(Side::Typed(status)) => return Ok(status),
@@ -224,14 +261,14 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     console::catch_fatal_signals();
     let kvm = Kvm::open()?;
     timeline.mark("KVM opened and probed");
-    let config = arguments.config();
-    let console_file = match &arguments.console.place {
+    let Description { config, console: place } = description;
+    let console_file = match &place {
         console::Spec::File(path) => Some(path.as_path()),
         _ => None,
     };
     config.check_outputs(console_file)?;
-    let has_log = detaching.is_some() && arguments.console.place == Spec::Stdio;
-    let mut console = if has_log { Console::log()? } else { Console::connect(&arguments.console.place)? };
+    let has_log = detaching.is_some() && place == Spec::Stdio;
+    let mut console = if has_log { Console::log()? } else { Console::connect(&place)? };
     let output = console.output();
     let audience = Arc::new(Audience::default());
     let shown = Arc::new(Shown { output: Arc::clone(&output), audience: Arc::clone(&audience) });
@@ -259,8 +296,12 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     driver.start()?;
     output.start();
     let mut driver = driver.spawn()?;
-    let served =
-        Served { handle: handle.clone(), audience, description: Description::from(&config), has_log };
+    let served = Served {
+        handle: handle.clone(),
+        audience,
+        description: inspect::Description::from(&config),
+        has_log,
+    };
     let mut server = match detaching {
         Some(detaching) => {
             let server = Server::start(served)?;

@@ -6,6 +6,7 @@
 mod bad_files;
 mod bad_values;
 mod bz_images;
+mod described;
 mod detached;
 mod directories;
 mod endings;
