@@ -1,7 +1,6 @@
 //! The mapping of guest memory in this process.
 
-use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -10,7 +9,8 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion,
 };
 
-use super::{Error, Layout, PAGE_SIZE, Region, image};
+use super::dirty::Written;
+use super::{Error, Image, Layout, PAGE_SIZE, Region};
 use crate::kernel_files::{self, bytes};
 
 const HUGE_PAGE: u64 = 2 << 20;
@@ -37,6 +37,10 @@ pub struct GuestMemory {
     layout: Layout,
     /// Its pages are from the reserved pool.
     reserved: bool,
+    /// What it began as.
+    image: Option<Image>,
+    /// Held while memory is given back, so that none of it is missed.
+    written: Mutex<Written>,
 }
 
 impl GuestMemory {
@@ -48,11 +52,11 @@ impl GuestMemory {
     /// The same, and what is in it at first is what `image` says, in which the regions follow each other from its
     /// start on. Nothing of it is read before somebody needs it, but for pages of the reserved pool; the file is never
     /// changed, and must not be while this memory is used.
-    pub fn map_image(layout: Layout, options: Options, image: File) -> Result<Self, Error> {
-        Self::map_all(layout, options, Some(Arc::new(image)))
+    pub fn map_image(layout: Layout, options: Options, image: impl Into<Image>) -> Result<Self, Error> {
+        Self::map_all(layout, options, Some(image.into()))
     }
 
-    fn map_all(layout: Layout, options: Options, image: Option<Arc<File>>) -> Result<Self, Error> {
+    fn map_all(layout: Layout, options: Options, image: Option<Image>) -> Result<Self, Error> {
         if options.hugepages {
             check_transparent_huge_pages()?;
         }
@@ -70,14 +74,25 @@ impl GuestMemory {
             .regions()
             .iter()
             .map(|region| {
-                let image = image.as_ref().map(|image| FileOffset::from_arc(Arc::clone(image), start));
+                let image = image.as_ref().map(|image| (image, start));
                 start += region.size;
                 map_region(region, layout.size(), options, image)
             })
             .collect::<Result<Vec<_>, _>>()?;
         // Regions of a layout are in order and apart, which is all that can be wrong here.
         let mapped = GuestMemoryMmap::from_regions(regions).map_err(|_| Error::Inconsistent)?;
-        Ok(Self { mapped, layout, reserved: options.hugetlb })
+        let copied = options.prefault || options.hugetlb || image.as_ref().is_some_and(Image::is_copied);
+        let is_image = image.is_some();
+        let written = Mutex::default();
+        let memory = Self { mapped, layout, reserved: options.hugetlb, image, written };
+        // What was copied out of the image looks as if the guest had written it, unless it is watched from now on.
+        if is_image
+            && copied
+            && let Err(reason) = memory.written_pages()
+        {
+            log::debug!("all memory counts as changed: {reason}");
+        }
+        Ok(memory)
     }
 
     /// The view through which everything reads and writes guest memory.
@@ -88,6 +103,21 @@ impl GuestMemory {
     /// Where the memory lies in the guest.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// What it began as.
+    pub(super) fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
+    }
+
+    pub(super) fn lock_written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a region begins in an image, in pages.
+    fn first_page(&self, region: &GuestRegionMmap) -> u64 {
+        let before = self.mapped.iter().take_while(|other| other.start_addr() < region.start_addr());
+        before.map(|region| region.len() / PAGE_SIZE).sum()
     }
 
     /// Each region with the host address where it is mapped.
@@ -115,11 +145,17 @@ impl GuestMemory {
             return Ok(0);
         }
         let length = last - first;
+        let in_image = self.first_page(region);
+        let mut written = self.lock_written();
         let given_back = match region.file_offset() {
             None => discard(region, first as usize, length as usize),
             // What the image has there would show again.
             Some(_) => replace(region, first as usize, length as usize),
         };
+        let pages = in_image + first / PAGE_SIZE..in_image + last / PAGE_SIZE;
+        let host = region.as_ptr().wrapping_add(first as usize);
+        written.note_given_back(pages, host, region.file_offset().is_some());
+        drop(written);
         given_back.map(|()| length).map_err(|source| Error::GiveBack { length, source })
     }
 }
@@ -188,17 +224,22 @@ fn map_region(
     region: &Region,
     whole: u64,
     options: Options,
-    image: Option<FileOffset>,
+    image: Option<(&Image, u64)>,
 ) -> Result<GuestRegionMmap, Error> {
     let failed = |source| Error::Map { size: whole, hugetlb: options.hugetlb, source };
     let size =
         usize::try_from(region.size).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
     let mapping = match image {
         // The pool's pages are no file's.
-        Some(image) if !options.hugetlb => map_file(size, image).map_err(failed)?,
-        Some(image) => {
+        Some((image, start)) if !options.hugetlb => {
+            let file = FileOffset::from_arc(Arc::clone(image.base()), start);
+            let mapping = map_file(size, file).map_err(failed)?;
+            image.lay_over(&mapping, start).map_err(Error::Fill)?;
+            mapping
+        }
+        Some((image, start)) => {
             let mapping = map_anonymous(size, options).map_err(failed)?;
-            image::fill(&mapping, image.file(), image.start()).map_err(Error::Fill)?;
+            image.fill(&mapping, start).map_err(Error::Fill)?;
             mapping
         }
         None => map_anonymous(size, options).map_err(failed)?,

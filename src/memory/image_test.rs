@@ -122,10 +122,10 @@ fn what_is_given_back_of_an_image_is_zero_and_stays_so() {
 fn a_fresh_mapping_is_filled_from_an_image() {
     let memory = map(4 * MIB);
     (0..1024).step_by(5).for_each(|page| put(&memory, page * PAGE_SIZE, 7));
-    let image = write(&memory);
+    let image = Image::from(write(&memory));
     let fresh = map(4 * MIB);
     for region in fresh.mapped().iter() {
-        fill(region, &image, 0).unwrap();
+        image.fill(region, 0).unwrap();
     }
     assert_eq!(pages(&fresh), pages(&memory));
 }
