@@ -26,6 +26,7 @@ pub struct Draft {
     room: Room,
     memory: Writer,
     memory_size: u64,
+    id: [u8; 16],
 }
 
 impl Draft {
@@ -38,20 +39,40 @@ impl Draft {
         let path = room.path.join(MEMORY);
         let memory = create(&path).and_then(|file| Writer::new(file, memory_size));
         let memory = memory.map_err(Error::io("create", &path))?;
-        Ok(Self { place, room, memory, memory_size })
+        let mut id = [0; 16];
+        fill_randomly(&mut id).map_err(Error::io("find random numbers for", &place))?;
+        Ok(Self { place, room, memory, memory_size, id })
     }
 
-    /// Writes pages of the memory, none of them a page of zeroes. They begin behind all that were written before.
+    /// Where it is to be.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// The random number that will tell it from all other snapshots.
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    /// Writes pages of the memory, in the place of what was written there before. Pages that are not written are zeroes.
     pub fn put(&mut self, offset: u64, pages: &[u8]) -> Result<(), Error> {
         self.memory.put(offset, pages).map_err(Error::io("write", &self.room.path.join(MEMORY)))
+    }
+
+    /// Forgets what was written of the memory.
+    pub fn restart_memory(&mut self) -> Result<(), Error> {
+        self.memory.restart().map_err(Error::io("write", &self.room.path.join(MEMORY)))
+    }
+
+    /// Waits until what was written of the memory is on the disk. What is written later waits for that much less.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.memory.flush().map_err(Error::io("write", &self.room.path.join(MEMORY)))
     }
 
     /// Writes the state, waits until all is on the disk, and puts the snapshot in its place. The machine may have gone
     /// on meanwhile.
     pub fn finish(self, mut sections: Vec<Section>) -> Result<Info, Error> {
-        let Self { place, mut room, memory, memory_size } = self;
-        let mut id = [0; 16];
-        fill_randomly(&mut id).map_err(Error::io("find random numbers for", &place))?;
+        let Self { place, mut room, memory, memory_size, id } = self;
         let hashes = memory.finish(id).map_err(Error::io("write", &room.path.join(MEMORY)))?;
         sections.push(Section::of(MEMORY_HASHES, &hashes));
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());

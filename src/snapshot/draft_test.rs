@@ -1,6 +1,6 @@
 use super::*;
-use crate::snapshot::Snapshot;
 use crate::snapshot::testing::{MEMORY_SIZE, PAGES, Scratch, page, sections, write};
+use crate::snapshot::{CHUNK, PAGE, Snapshot};
 
 fn id(place: &Path) -> [u8; 16] {
     let snapshot = Snapshot::open(place).unwrap();
@@ -102,16 +102,64 @@ fn what_is_no_snapshot_is_not_replaced() {
 }
 
 #[test]
-fn pages_come_in_order_and_within_the_memory() {
+fn pages_are_within_the_memory() {
     let scratch = Scratch::new();
     let mut draft = Draft::begin(&scratch.path("snapshot"), MEMORY_SIZE).unwrap();
     draft.put(4096, &page(1)).unwrap();
-    for (offset, length) in
-        [(0, 4096), (4096, 4096), (8193, 4096), (8192, 4095), (MEMORY_SIZE, 4096), (u64::MAX - 4095, 4096)]
-    {
+    for (offset, length) in [(8193, 4096), (8192, 4095), (MEMORY_SIZE, 4096), (u64::MAX - 4095, 4096)] {
         assert!(draft.put(offset, &vec![1; length]).is_err(), "{offset:#x}");
     }
     draft.put(MEMORY_SIZE - 4096, &page(1)).unwrap();
+}
+
+#[test]
+fn what_is_written_last_counts_and_zeroes_are_holes() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let mut draft = Draft::begin(&place, MEMORY_SIZE).unwrap();
+    draft.put(0, &vec![9; MEMORY_SIZE as usize]).unwrap();
+    draft.restart_memory().unwrap();
+    draft.put(PAGE, &vec![5; MEMORY_SIZE as usize - PAGE as usize]).unwrap();
+    draft.flush().unwrap();
+    let mixed = [page(0), page(2), page(0), page(0), page(1), page(0)].concat();
+    draft.put(PAGE, &mixed).unwrap();
+    draft.put(CHUNK, &vec![0; CHUNK as usize]).unwrap();
+    draft.put(0, &page(0)).unwrap();
+    draft.put(0, &page(7)).unwrap();
+    let id_before = draft.id();
+    draft.finish(sections()).unwrap();
+    assert_eq!(id(&place), id_before);
+    let memory = fs::read(place.join(MEMORY)).unwrap();
+    let firsts: Vec<_> = memory.chunks(PAGE as usize).map(|page| page[9]).take(9).collect();
+    assert_eq!(firsts, [7, 0, 2, 0, 0, 1, 0, 5, 5]);
+    assert!(memory[CHUNK as usize..2 * CHUNK as usize].iter().all(|&byte| byte == 0));
+    let blocks = fs::metadata(place.join(MEMORY)).unwrap().blocks() * 512;
+    assert!(blocks < CHUNK + (128 << 10), "{blocks}");
+}
+
+/// As whoever is killed leaves it: nothing is put away.
+#[test]
+fn an_older_snapshot_outlives_whoever_writes_a_new_one() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let first = write(&place).id;
+    for steps in 0..4 {
+        let mut draft = Draft::begin(&place, MEMORY_SIZE).unwrap();
+        for &(offset, filling) in PAGES.iter().take(steps) {
+            draft.put(offset, &page(filling + 1)).unwrap();
+        }
+        // The lock ends with the process; here it is the last thing that is left of the draft.
+        let Draft { room, .. } = draft;
+        let (path, directory) = (room.path.clone(), room.directory.try_clone().unwrap());
+        std::mem::forget(room);
+        assert!(path.is_dir());
+        assert_eq!(id(&place), first);
+        // SAFETY: an open descriptor.
+        assert_eq!(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_UN) }, 0);
+    }
+    assert_ne!(write(&place).id, first);
+    assert_eq!(scratch.names(), ["snapshot"]);
 }
 
 /// The host may crash at any step: whatever is then in the place is whole.

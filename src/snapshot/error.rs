@@ -77,6 +77,34 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// What a diff builds on cannot be used.
+    #[error("{} holds only what changed since the snapshot {}, which cannot be used: {source}", path.display(), base.display())]
+    Base {
+        /// The diff.
+        path: PathBuf,
+        /// Where the snapshot is said to be.
+        base: PathBuf,
+        /// Why it cannot be used.
+        source: Box<Error>,
+    },
+    /// In the place of what a diff builds on is something else.
+    #[error(
+        "{} is another snapshot than the one that {} builds on: it was replaced, or is not in its place",
+        base.display(),
+        path.display()
+    )]
+    OtherBase {
+        /// The diff.
+        path: PathBuf,
+        /// What is there.
+        base: PathBuf,
+    },
+    /// Diffs upon diffs, and no end.
+    #[error("{} builds on more than {} other snapshots: take a full one", path.display(), super::MOST_LAYERS - 1)]
+    TooManyLayers {
+        /// The diff.
+        path: PathBuf,
+    },
     /// Something is not there that has to be.
     #[error("the snapshot has no section {name:?}")]
     Missing {

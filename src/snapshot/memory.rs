@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -49,25 +50,66 @@ pub(super) fn last_page(id: [u8; 16]) -> [u8; PAGE as usize] {
 pub(super) struct Writer {
     file: File,
     size: u64,
-    /// Where the last page ended.
-    end: u64,
 }
 
 impl Writer {
     pub fn new(file: File, size: u64) -> io::Result<Self> {
         file.set_len(size + PAGE)?;
-        Ok(Self { file, size, end: 0 })
+        Ok(Self { file, size })
     }
 
-    /// Writes pages, none of them a page of zeroes, which begin behind all that were written before.
+    /// Writes pages in the place of what was there before. Pages of zeroes become holes.
     pub fn put(&mut self, offset: u64, pages: &[u8]) -> io::Result<()> {
         let end = offset.checked_add(pages.len() as u64).filter(|&end| end <= self.size);
         let whole = offset.is_multiple_of(PAGE) && (pages.len() as u64).is_multiple_of(PAGE);
-        let Some(end) = end.filter(|_| whole && offset >= self.end) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "these are no pages that can follow"));
+        if !whole || end.is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "these are no pages of the memory"));
+        }
+        let (mut at, mut rest) = (offset, pages);
+        while !rest.is_empty() {
+            let zeroes = pages_while(rest, is_zero);
+            self.clear(at, zeroes)?;
+            let data = pages_while(&rest[zeroes..], |page| !is_zero(page));
+            let (_, from) = rest.split_at(zeroes);
+            let (now, later) = from.split_at(data);
+            self.file.write_all_at(now, at + zeroes as u64)?;
+            at += (zeroes + data) as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes a hole.
+    fn clear(&mut self, offset: u64, length: usize) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        let (Ok(from), Ok(count)) = (libc::off_t::try_from(offset), libc::off_t::try_from(length)) else {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
         };
-        self.end = end;
-        self.file.write_all_at(pages, offset)
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: changes nothing but the file.
+        if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, from, count) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // Where there are no holes, or none of this size, zeroes do.
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.file.write_all_at(&vec![0; length], offset)
+            }
+            error => Err(error),
+        }
+    }
+
+    /// Forgets all that was written.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.set_len(self.size + PAGE)
+    }
+
+    /// Has what was written up to now written to the disk.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Ends it with the page that says what it belongs to, and has it written to the disk. The checksums are made only
@@ -78,6 +120,11 @@ impl Writer {
         self.file.sync_all()?;
         Ok(hashes)
     }
+}
+
+/// How many bytes the pages have up to the first that is none of these.
+fn pages_while(bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> usize {
+    bytes.chunks(PAGE as usize).take_while(|page| is(page)).map(<[u8]>::len).sum()
 }
 
 /// The checksums of what is in a memory file.

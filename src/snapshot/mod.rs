@@ -10,8 +10,13 @@
 //! reading its memory, and would wait for all of it otherwise. What a start does make sure of is that `memory` is as long
 //! as it should be, and belongs to this `state`.
 //!
+//! A snapshot can be a diff: its memory has only the pages that changed since another snapshot was taken, which it names.
+//! That one is told by its random number, so that no other can stand in for it unnoticed.
+//!
 //! Nothing here knows what is in a section; `vm/` does. Relies on `saved`.
 
+mod chain;
+mod changes;
 mod draft;
 mod error;
 mod header;
@@ -19,8 +24,11 @@ mod memory;
 mod read;
 mod section;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
+pub(crate) use chain::is_built_on;
+pub use chain::{Layer, MOST_LAYERS};
+pub use changes::MemoryChanges;
 pub use draft::Draft;
 pub use error::Error;
 pub use header::{Entry, Info, NEWEST_FORMAT};

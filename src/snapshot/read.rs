@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::changes::{MEMORY_CHANGES, MemoryChanges};
 use super::header::HEADER_SIZE;
 use super::memory::{self, MEMORY_HASHES, MemoryHashes, PAGE};
 use super::{Error, Info, MEMORY, STATE, Section, Sections};
@@ -25,6 +26,8 @@ pub struct Snapshot {
     path: PathBuf,
     state: File,
     info: Info,
+    /// Where the snapshot is that this one builds on, if it is not where it was.
+    pub(super) base: Option<PathBuf>,
 }
 
 impl Snapshot {
@@ -51,7 +54,7 @@ impl Snapshot {
         if size != info.state_size {
             return Err(Error::Length { path, expected: info.state_size, found: size });
         }
-        Ok(Self { directory: directory.to_owned(), path, state, info })
+        Ok(Self { directory: directory.to_owned(), path, state, info, base: None })
     }
 
     /// What the header says.
@@ -68,26 +71,48 @@ impl Snapshot {
     pub fn sections(&self) -> Result<Sections, Error> {
         let mut sections = self.all_sections()?;
         sections.take_section(MEMORY_HASHES)?;
+        if self.is_diff() {
+            sections.take_section(MEMORY_CHANGES)?;
+        }
         Ok(sections)
     }
 
-    fn all_sections(&self) -> Result<Sections, Error> {
-        let read = |entry: &super::Entry| {
-            // No longer than the file, whose length has a bound.
-            let mut bytes = vec![0; entry.size as usize];
-            self.state.read_exact_at(&mut bytes, entry.offset).map_err(Error::io("read", &self.path))?;
-            if blake3::hash(&bytes) != entry.checksum {
-                let what = format!("the checksum of its section {:?} is wrong", entry.name);
-                return Err(Error::damaged(&self.path, what));
-            }
-            let (name, kind) = (entry.name.clone(), entry.kind.clone());
-            Ok(Section { name, kind, version: entry.version, bytes })
+    /// Whether its memory has only what changed since another snapshot.
+    pub fn is_diff(&self) -> bool {
+        self.info.sections.iter().any(|entry| entry.name == MEMORY_CHANGES)
+    }
+
+    /// What changed since another snapshot, if this is a diff.
+    pub fn changes(&self) -> Result<Option<MemoryChanges>, Error> {
+        let Some(entry) = self.info.sections.iter().find(|entry| entry.name == MEMORY_CHANGES) else {
+            return Ok(None);
         };
+        let mut sections = Sections::new(vec![self.read_section(entry)?]);
+        let changes: MemoryChanges = sections.take(MEMORY_CHANGES)?;
+        changes.check(self.info.memory_size).map_err(|what| Error::damaged(&self.path, what))?;
+        Ok(Some(changes))
+    }
+
+    fn all_sections(&self) -> Result<Sections, Error> {
+        let read = |entry| self.read_section(entry);
         self.info.sections.iter().map(read).collect::<Result<_, _>>().map(Sections::new)
     }
 
-    /// The memory, to be mapped privately: it begins with the file. It is as long as it should be, and that of this
-    /// snapshot; what is in it has not been looked at.
+    fn read_section(&self, entry: &super::Entry) -> Result<Section, Error> {
+        // No longer than the file, whose length has a bound.
+        let mut bytes = vec![0; entry.size as usize];
+        self.state.read_exact_at(&mut bytes, entry.offset).map_err(Error::io("read", &self.path))?;
+        if blake3::hash(&bytes) != entry.checksum {
+            let what = format!("the checksum of its section {:?} is wrong", entry.name);
+            return Err(Error::damaged(&self.path, what));
+        }
+        let (name, kind) = (entry.name.clone(), entry.kind.clone());
+        Ok(Section { name, kind, version: entry.version, bytes })
+    }
+
+    /// Its own memory file, to be mapped privately: the memory begins with the file. Of a diff it has only the pages that
+    /// changed; [`layers`](Self::layers) have all. The file is as long as it should be, and
+    /// that of this snapshot; what is in it has not been looked at.
     pub fn memory(&self) -> Result<File, Error> {
         let path = self.directory.join(MEMORY);
         let file = open(&path).map_err(Error::io("open", &path))?;
@@ -104,8 +129,14 @@ impl Snapshot {
         Err(Error::OtherMemory { path })
     }
 
-    /// Reads all of it, the memory too, and compares it with the checksums.
+    /// Reads all of it, the memory too, and compares it with the checksums; and all that it builds on.
     pub fn check(&self) -> Result<(), Error> {
+        let bases = self.bases()?;
+        self.check_this()?;
+        bases.iter().try_for_each(Self::check_this)
+    }
+
+    fn check_this(&self) -> Result<(), Error> {
         let hashes = self.all_sections()?.take::<MemoryHashes>(MEMORY_HASHES)?;
         let file = self.memory()?;
         memory::check(&file, &self.directory.join(MEMORY), self.info.memory_size, &hashes)

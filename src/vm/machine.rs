@@ -1,6 +1,5 @@
 //! Putting a machine together and running it.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::capture::Shared;
 use super::config::{Completion, Config, Kernel};
 use super::directory::{DirectoryError, Files, Name};
 use super::ear::Ear;
@@ -36,7 +36,7 @@ use crate::devices::virtio::mmio::Mmio;
 use crate::devices::{ByteSink, InterruptLine};
 use crate::event;
 use crate::hv::{self, Doorbell, Hypervisor, Vcpu, Vm};
-use crate::memory::{GuestMemory, Layout};
+use crate::memory::{GuestMemory, Image, Layout};
 use crate::vcpu::{Ending, Interval, Profiler, Programs, Surroundings, VcpuThread};
 use crate::x86::complete::gaps::{self, Gaps};
 use crate::x86::complete::transition::TRAPPED;
@@ -66,6 +66,8 @@ pub struct Machine<V: Vm> {
     /// What a snapshot says of it.
     pub(super) parts: Parts,
     pub(super) board: Arc<Board<V>>,
+    /// What its next snapshot can build on.
+    pub(super) since: Shared,
     /// Dropped last: until then others see that it runs.
     files: Files,
 }
@@ -297,6 +299,7 @@ impl<V: Vm> Machine<V> {
             watch,
             parts,
             board,
+            since: Shared::default(),
             files,
         })
     }
@@ -480,7 +483,7 @@ fn check_count(asked: u32, most: u32) -> Result<(), Error> {
     if asked > most { Err(hv::Error::TooManyVcpus { asked, most }.into()) } else { Ok(()) }
 }
 
-fn map_memory<V: Vm>(vm: &V, config: &Config, image: Option<File>) -> Result<Arc<GuestMemory>, Error> {
+fn map_memory<V: Vm>(vm: &V, config: &Config, image: Option<Image>) -> Result<Arc<GuestMemory>, Error> {
     let layout = Layout::new(config.memory.size, cpuid::host_address_bits())?;
     let memory = match image {
         Some(image) => GuestMemory::map_image(layout, config.memory.options, image)?,

@@ -5,6 +5,7 @@
 //! users rely on this room.
 
 mod balloon;
+mod capture;
 mod config;
 mod console;
 mod cpus;
@@ -36,6 +37,7 @@ use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, snapshot, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
+pub use capture::{CannotCapture, Capture, Drafted, Progress};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
@@ -47,7 +49,7 @@ pub use outcome::Outcome;
 pub use processors::offered_flags;
 pub use rate::RateError;
 pub use restore::CannotRestore;
-pub use saved::{CannotSave, Drafted, SavedMachine};
+pub use saved::{CannotSave, SavedMachine};
 pub use timeline::Timeline;
 pub use watch::INTERVAL as LOOK_INTERVAL;
 
@@ -111,6 +113,9 @@ pub enum Error {
     /// It is in no state that can be saved.
     #[error(transparent)]
     Save(#[from] CannotSave),
+    /// Such a snapshot cannot be taken of it.
+    #[error(transparent)]
+    Capture(#[from] CannotCapture),
     /// A snapshot cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] snapshot::Error),

@@ -1,13 +1,12 @@
 //! A machine that goes on as another one that was saved.
 //!
 //! It is built as any machine, after the same description, but begins with the memory and the state of a snapshot in place
-//! of a kernel. The memory is mapped, not read. What the description or the host has otherwise than the snapshot is
+//! of a kernel. The memory is mapped, not read; that of a diff over that of the snapshot on which it builds. What the description or the host has otherwise than the snapshot is
 //! found out before anything runs.
 //!
 //! Processors are restored before the interrupt controllers, and both before the devices: whatever interrupt comes of
 //! a later one reaches those before it. The guest's clock stood still meanwhile; only the CMOS clock shows the host's time.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use super::machine::Machine;
@@ -16,8 +15,8 @@ use super::saved::{Part, SavedMachine};
 use super::{Config, Error, Timeline};
 use crate::devices::{self, ByteSink};
 use crate::hv::{Hypervisor, Vcpu, Vm};
-use crate::memory::{Layout, human};
-use crate::snapshot::Snapshot;
+use crate::memory::{Image, Layout, Overlay, human};
+use crate::snapshot::{Layer, Snapshot};
 use crate::x86::cpuid::{self, Quirks};
 use crate::x86::model::{self, CpuModel};
 
@@ -77,11 +76,11 @@ pub(super) enum Beginning<'a> {
     /// The kernel that is described.
     Kernel,
     /// The state of another machine, and the image of its memory, until it is mapped.
-    Saved(&'a SavedMachine, Option<File>),
+    Saved(&'a SavedMachine, Option<Image>),
 }
 
 impl Beginning<'_> {
-    pub fn image(&mut self) -> Option<File> {
+    pub fn image(&mut self) -> Option<Image> {
         match self {
             Self::Kernel => None,
             Self::Saved(_, image) => image.take(),
@@ -101,13 +100,27 @@ impl<V: Vm> Machine<V> {
         timeline: &mut Timeline,
     ) -> Result<Self, Error> {
         let saved = SavedMachine::from_sections(snapshot.sections()?)?;
-        let image = snapshot.memory()?;
+        let image = image(snapshot.layers()?)?;
         timeline.mark("snapshot read");
         if saved.memory_size()? != snapshot.info().memory_size {
             return Err(CannotRestore::Inconsistent("its memory is not as large as its machine's").into());
         }
-        Self::begin(hypervisor, config, Beginning::Saved(&saved, Some(image)), console, timeline)
+        let beginning = Beginning::Saved(&saved, Some(image));
+        let machine = Self::begin(hypervisor, config, beginning, console, timeline)?;
+        machine.since.restored(snapshot.info().id);
+        Ok(machine)
     }
+}
+
+/// What memory begins as.
+fn image(layers: Vec<Layer>) -> Result<Image, Error> {
+    let mut layers = layers.into_iter();
+    let lowest = layers.next().ok_or(CannotRestore::Inconsistent("it has no memory"))?;
+    let overlays = layers.map(|Layer { file, pages }| {
+        let pages = pages.into_iter().flatten().collect();
+        Overlay { file, pages }
+    });
+    Ok(Image::new(lowest.file, overlays.collect()))
 }
 
 impl SavedMachine {

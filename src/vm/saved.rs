@@ -3,8 +3,6 @@
 //! Each part has a section of its own, named after its place in the machine: `docs/snapshot-format.md` lists them. What
 //! the parts keep is for them to say.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
@@ -19,7 +17,7 @@ use crate::devices::virtio::mmio::SavedTransport;
 use crate::hv::{self, Hypervisor, SavedInterrupts, SavedVcpu, Vcpu, Vm};
 use crate::memory::SavedLayout;
 use crate::saved::Saved;
-use crate::snapshot::{self, Draft, Info, Section, Sections};
+use crate::snapshot::{self, Section, Sections};
 use crate::vcpu::VcpuThread;
 use crate::x86::topology::Topology;
 
@@ -165,19 +163,6 @@ impl SavedMachine {
     }
 }
 
-/// A snapshot of which everything has been read from the machine, which can go on.
-pub struct Drafted {
-    draft: Draft,
-    sections: Vec<Section>,
-}
-
-impl Drafted {
-    /// Waits until it is on the disk, and puts it in its place.
-    pub fn finish(self) -> Result<Info, Error> {
-        Ok(self.draft.finish(self.sections)?)
-    }
-}
-
 impl<V: Vm> Machine<V> {
     /// The state that it is in. It has to be [paused](Self::pause), or not to have been started.
     pub fn save<H: Hypervisor<Vm = V>>(&self, hypervisor: &H) -> Result<SavedMachine, Error> {
@@ -205,21 +190,7 @@ impl<V: Vm> Machine<V> {
         })
     }
 
-    /// Writes memory and state down, beside `place`. The machine has to be paused, and can go on as soon as this
-    /// returns; until [`Drafted::finish`] has put it in its place, there is no snapshot, or still the older one.
-    pub fn draft_snapshot<H: Hypervisor<Vm = V>>(
-        &self,
-        hypervisor: &H,
-        place: &Path,
-    ) -> Result<Drafted, Error> {
-        let saved = self.save(hypervisor)?;
-        let memory = &self.board.memory;
-        let mut draft = Draft::begin(place, memory.layout().size())?;
-        memory.each_run(|offset, pages| draft.put(offset, pages).map_err(Error::from))?;
-        Ok(Drafted { draft, sections: saved.sections() })
-    }
-
-    fn check_at_rest(&self) -> Result<(), CannotSave> {
+    pub(super) fn check_at_rest(&self) -> Result<(), CannotSave> {
         if let Some(outcome) = self.outcome() {
             return Err(CannotSave::Ended(outcome.to_string().trim_end().to_owned()));
         }

@@ -4,17 +4,18 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use lodger::snapshot::{Info, Snapshot};
+use lodger::snapshot::{Info, PAGE, Snapshot};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
 use crate::cli::disk::output::{self, size};
 
 const HELP: &str = "\
-Only the header is read: nothing is decoded, and the memory is not looked at.
+Only the header is read, and of a diff what it builds on: the memory is not looked at.
 
 JSON: {\"path\", \"format\", \"id\", \"created\" (seconds since 1970), \"program\", \"state-size\", \"memory-size\",
-\"sections\": [{\"name\", \"kind\", \"version\", \"size\"}]}; sizes in bytes.
+\"base\": null or {\"path\", \"id\", \"changed-size\": of the memory that changed since, \"problem\": why it cannot be used, or
+null}, \"sections\": [{\"name\", \"kind\", \"version\", \"size\"}]}; sizes in bytes.
 
 Examples:
   lodger snapshot info shell.snapshot
@@ -26,34 +27,61 @@ Examples:
 pub struct InfoArgs {
     /// The snapshot
     directory: PathBuf,
+    /// Where the snapshot is that a diff builds on, if it is not where it was
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn info(arguments: &InfoArgs) -> Result<u8, AnyError> {
-    let snapshot = Snapshot::open(&arguments.directory)?;
+    let snapshot = super::open(&arguments.directory, arguments.base.as_deref())?;
+    let base = Base::of(&snapshot)?;
     let path = snapshot.directory().display().to_string();
-    let value = in_json(&path, snapshot.info());
-    output::print(arguments.json, &value, |_| in_words(&path, snapshot.info()))?;
+    let value = in_json(&path, snapshot.info(), base.as_ref());
+    output::print(arguments.json, &value, |_| in_words(&path, snapshot.info(), base.as_ref()))?;
     Ok(0)
 }
 
-fn in_json(path: &str, info: &Info) -> Value {
+/// What a diff builds on.
+struct Base {
+    path: String,
+    id: [u8; 16],
+    changed: u64,
+    problem: Option<String>,
+}
+
+impl Base {
+    fn of(snapshot: &Snapshot) -> Result<Option<Self>, AnyError> {
+        let (Some(changes), Some(path)) = (snapshot.changes()?, snapshot.base()?) else { return Ok(None) };
+        Ok(Some(Self {
+            path: path.display().to_string(),
+            id: changes.base_id(),
+            changed: changes.pages() * PAGE,
+            problem: snapshot.layers().err().map(|error| error.to_string()),
+        }))
+    }
+}
+
+fn in_json(path: &str, info: &Info, base: Option<&Base>) -> Value {
     let section = |entry: &lodger::snapshot::Entry| json!({"name": entry.name, "kind": entry.kind, "version": entry.version, "size": entry.size});
     json!({
         "path": path,
         "format": info.format,
-        "id": id(info),
+        "id": id(&info.id),
         "created": info.created,
         "program": info.program,
         "state-size": info.state_size,
         "memory-size": info.memory_size,
+        "base": base.map(|Base { path, id: base_id, changed, problem }| {
+            json!({"path": path, "id": id(base_id), "changed-size": changed, "problem": problem})
+        }),
         "sections": info.sections.iter().map(section).collect::<Vec<_>>(),
     })
 }
 
-fn in_words(path: &str, info: &Info) -> String {
+fn in_words(path: &str, info: &Info, base: Option<&Base>) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         // Writing to a string does not fail.
@@ -61,10 +89,17 @@ fn in_words(path: &str, info: &Info) -> String {
     };
     row("snapshot", path.to_owned());
     row("format", info.format.to_string());
-    row("id", id(info));
+    row("id", id(&info.id));
     row("written", format!("{} by {}", moment(info.created), info.program));
     row("memory", size(info.memory_size));
     row("state", size(info.state_size));
+    if let Some(Base { path, id: base_id, changed, problem }) = base {
+        row("changed", size(*changed));
+        row("since", format!("{path} (id {})", id(base_id)));
+        if let Some(problem) = problem {
+            row("problem", problem.clone());
+        }
+    }
     for entry in &info.sections {
         let value = format!("{:<20} {:<10} version {}", entry.name, size(entry.size), entry.version);
         row("section", value);
@@ -72,8 +107,8 @@ fn in_words(path: &str, info: &Info) -> String {
     text
 }
 
-fn id(info: &Info) -> String {
-    info.id.iter().map(|byte| format!("{byte:02x}")).collect()
+fn id(id: &[u8; 16]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A moment as people write it, in universal time.

@@ -3,7 +3,10 @@
 mod check;
 mod info;
 
+use std::path::Path;
+
 use clap::{Args, Subcommand};
+use lodger::snapshot::{Error, Snapshot};
 
 use super::AnyError;
 
@@ -36,4 +39,13 @@ pub fn snapshot(arguments: &SnapshotArgs) -> Result<u8, AnyError> {
         SnapshotCommand::Info(arguments) => info::info(arguments),
         SnapshotCommand::Check(arguments) => check::check(arguments),
     }
+}
+
+/// Opens a snapshot; what it builds on may be somewhere else than it was.
+fn open(directory: &Path, base: Option<&Path>) -> Result<Snapshot, Error> {
+    let snapshot = Snapshot::open(directory)?;
+    Ok(match base {
+        Some(base) => snapshot.with_base(base),
+        None => snapshot,
+    })
 }

@@ -1,0 +1,88 @@
+//! A diff together with the snapshots that it builds on, down to a full one.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{Error, Snapshot};
+
+/// How many snapshots can be one upon the other, with the full one below all.
+pub const MOST_LAYERS: usize = 64;
+
+/// A memory file, and what of it counts.
+#[derive(Debug)]
+pub struct Layer {
+    /// Each page is at its own place in it.
+    pub file: File,
+    /// The pages that it has, in the place of those of the layer below. Nothing for the lowest layer, which has all.
+    pub pages: Option<Vec<Range<u64>>>,
+}
+
+impl Snapshot {
+    /// For a diff whose base is somewhere else than it was: it is looked for in `base`.
+    pub fn with_base(mut self, base: &Path) -> Self {
+        self.base = Some(base.to_owned());
+        self
+    }
+
+    /// Where the snapshot should be that this one builds on, if it is a diff.
+    pub fn base(&self) -> Result<Option<PathBuf>, Error> {
+        let Some(changes) = self.changes()? else { return Ok(None) };
+        Ok(Some(self.base.clone().unwrap_or_else(|| self.directory().join(changes.base()))))
+    }
+
+    /// The snapshots that this one builds on: the nearest first, a full one last. Nothing if it is full itself. Each of
+    /// them is the very one that was built on.
+    pub fn bases(&self) -> Result<Vec<Self>, Error> {
+        let mut bases = Vec::<Self>::new();
+        loop {
+            let current = bases.last().unwrap_or(self);
+            let Some(next) = current.open_base()? else { return Ok(bases) };
+            // A circle has no end either.
+            if bases.len() + 1 >= MOST_LAYERS {
+                return Err(Error::TooManyLayers { path: self.directory().to_owned() });
+            }
+            bases.push(next);
+        }
+    }
+
+    fn open_base(&self) -> Result<Option<Self>, Error> {
+        let (Some(changes), Some(base)) = (self.changes()?, self.base()?) else { return Ok(None) };
+        let path = self.directory().to_owned();
+        let opened = Self::open(&base).map_err(|source| Error::Base {
+            path: path.clone(),
+            base: base.clone(),
+            source: Box::new(source),
+        })?;
+        let (info, own) = (opened.info(), self.info());
+        if info.id != changes.base_id() || info.memory_size != own.memory_size {
+            return Err(Error::OtherBase { path, base });
+        }
+        Ok(Some(opened))
+    }
+
+    /// All memory files that make up its memory, the lowest first. Each is as long as it should be, and the one that was
+    /// written; what is in them has not been looked at.
+    pub fn layers(&self) -> Result<Vec<Layer>, Error> {
+        let bases = self.bases()?;
+        let layer = |snapshot: &Self| {
+            let pages = snapshot.changes()?.map(|changes| changes.runs().collect());
+            Ok(Layer { file: snapshot.memory()?, pages })
+        };
+        bases.iter().rev().chain([self]).map(layer).collect()
+    }
+}
+
+/// Whether a snapshot that is put in `place` would take the place of this one, or of one that it builds on.
+pub(crate) fn is_built_on(snapshot: &Snapshot, place: &Path) -> Result<bool, Error> {
+    let place = super::changes::real(place).map_err(Error::io("find", place))?;
+    let is_there = |snapshot: &Snapshot| {
+        let directory = super::changes::real(snapshot.directory());
+        directory.is_ok_and(|directory| directory == place)
+    };
+    Ok(is_there(snapshot) || snapshot.bases()?.iter().any(is_there))
+}
+
+#[cfg(test)]
+#[path = "chain_test.rs"]
+mod tests;
