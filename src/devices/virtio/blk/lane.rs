@@ -13,7 +13,6 @@ use crate::memory::GuestMemory;
 use crate::storage::{Cached, Direction, Flush, Full, Place, Ring, Storage};
 
 /// What a queue's thread knows of what it began.
-#[derive(Default)]
 pub(super) struct Lane {
     cached: Cached,
     waiting: Waiting,
@@ -21,6 +20,8 @@ pub(super) struct Lane {
     begun: Vec<Begun>,
     /// The numbers of nothing that is under way.
     free: Vec<u16>,
+    /// What carries requests out. Dropped last: what is under way is in its files.
+    storage: Arc<dyn Storage>,
 }
 
 #[derive(Default)]
@@ -41,11 +42,30 @@ struct Begun {
 }
 
 impl Lane {
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        let (begun, free) = (Vec::new(), Vec::new());
+        Self { cached: Cached::default(), waiting: Waiting::default(), begun, free, storage }
+    }
+
+    /// How many requests the kernel has.
+    pub fn under_way(&self) -> usize {
+        match &self.waiting {
+            Waiting::In(ring, _) => ring.under_way(),
+            Waiting::Unused | Waiting::Here => 0,
+        }
+    }
+
+    /// Has further requests carried out by another storage. None is under way.
+    pub fn exchange(&mut self, storage: Arc<dyn Storage>) {
+        self.cached = Cached::default();
+        self.storage = storage;
+    }
+
     /// Gives back what has ended, and does or begins what waits, as far as the disk's limits let it; what is left.
     pub fn serve(&mut self, disk: &Blk, number: u16, queue: &mut Queue) -> Result<Left, Misuse> {
-        self.give_back(disk, queue)?;
+        self.give_back(queue)?;
         self.open(disk, number, queue);
-        let guest = Arc::clone(queue.memory());
+        let (guest, storage) = (Arc::clone(queue.memory()), Arc::clone(&self.storage));
         let mut slices = Vec::new();
         let mut wait = None;
         let more = queue.each_taken(|queue| {
@@ -56,7 +76,7 @@ impl Lane {
                 wait = Some(time);
                 return Ok(Taken::Not);
             }
-            match self.begin_or_do(disk, (&request, task), queue, &slices)? {
+            match self.begin_or_do((disk, &*storage), (&request, task), queue, &slices)? {
                 Some(status) => request.end(queue.taken(), memory, status).map(Taken::Done),
                 None => Ok(Taken::Begun),
             }
@@ -66,7 +86,7 @@ impl Lane {
             _ => true,
         };
         let more = more?;
-        self.give_back(disk, queue)?;
+        self.give_back(queue)?;
         Ok(match wait {
             // What has ended meanwhile rings.
             Some(time) if submitted => Left::After(time),
@@ -75,14 +95,14 @@ impl Lane {
     }
 
     /// Waits for all that is under way.
-    pub fn finish(&mut self, disk: &Blk, queue: &mut Queue) -> Result<(), Misuse> {
+    pub fn finish(&mut self, queue: &mut Queue) -> Result<(), Misuse> {
         let mut result = Ok(());
         while let Waiting::In(ring, _) = &mut self.waiting
             && ring.under_way() > 0
         {
             ring.wait();
             // Whatever a driver has done to its queue, nothing stays under way.
-            result = result.and(self.give_back(disk, queue));
+            result = result.and(self.give_back(queue));
         }
         result
     }
@@ -104,12 +124,11 @@ impl Lane {
     /// How the request that was taken last ended, if it has.
     fn begin_or_do(
         &mut self,
-        disk: &Blk,
+        (disk, storage): (&Blk, &dyn Storage),
         (request, task): (&Request, Task),
         queue: &mut Queue,
         slices: &[VolatileSlice<'_>],
     ) -> Result<Option<Status>, Misuse> {
-        let storage = &*disk.storage;
         let place = match task {
             Task::Transfer { direction, offset } => storage.place(direction, offset, slices),
             _ => None,
@@ -150,7 +169,7 @@ impl Lane {
         if direction == Direction::Write && !place.direct {
             return false;
         }
-        // SAFETY: the disk has the file open as long as it has this lane, which keeps the memory.
+        // SAFETY: the lane has the file open as long as anything is under way, and keeps the memory.
         self.begin(request, |ring, number| unsafe { ring.transfer(number, direction, place, slices) })
     }
 
@@ -158,7 +177,7 @@ impl Lane {
     fn flush(&mut self, storage: &dyn Storage, request: (&Request, &mut Chain)) -> Option<Status> {
         let result = match storage.begin_flush() {
             Ok(Flush::File(file)) => {
-                // SAFETY: the disk has the file open as long as it has this lane.
+                // SAFETY: the lane has the file open as long as anything is under way.
                 if self.begin(request, |ring, number| unsafe { ring.flush(number, file) }) {
                     return None;
                 }
@@ -189,14 +208,14 @@ impl Lane {
     }
 
     /// Tells the driver of what has ended.
-    fn give_back(&mut self, disk: &Blk, queue: &mut Queue) -> Result<(), Misuse> {
+    fn give_back(&mut self, queue: &mut Queue) -> Result<(), Misuse> {
         let Waiting::In(ring, _) = &mut self.waiting else { return Ok(()) };
         let guest = Arc::clone(queue.memory());
         let mut result = Ok(());
         while let Some(ended) = ring.ended() {
             let Some(Begun { request, chain }) = self.begun.get(usize::from(ended.number)) else { continue };
             self.free.push(ended.number);
-            let written = end(disk, request, chain, guest.mapped(), ended.result);
+            let written = end(&*self.storage, request, chain, guest.mapped(), ended.result);
             result = result.and(written.and_then(|written| queue.give_back(chain, written)));
         }
         result.and(queue.tell())
@@ -217,7 +236,7 @@ fn transfer(
 
 /// Sees to it that a request is done as a whole: how the kernel ended it tells only that it is, or that it is not.
 fn end(
-    disk: &Blk,
+    storage: &dyn Storage,
     request: &Request,
     chain: &Chain,
     memory: &GuestMemoryMmap,
@@ -227,7 +246,7 @@ fn end(
     let status = match request.task(chain, memory, &mut slices)? {
         Task::Transfer { direction, offset } => match result {
             Ok(moved) if moved as u64 == request.moves() => Status::Done,
-            _ => told(transfer(&*disk.storage, direction, offset, &slices)),
+            _ => told(transfer(storage, direction, offset, &slices)),
         },
         // A failure is told once, so this is not tried again.
         _ => told(result.map(drop)),

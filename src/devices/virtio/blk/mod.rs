@@ -44,10 +44,11 @@ mod feature {
 
 /// The device.
 pub struct Blk {
-    storage: Arc<dyn Storage>,
+    size: u64,
+    read_only: bool,
     serial: [u8; SERIAL_LENGTH],
     queues: Vec<u16>,
-    /// One for each queue.
+    /// One for each queue, and each has the storage: so it is there without a further lock.
     lanes: Vec<Mutex<Lane>>,
     link: OnceLock<Link>,
     /// No part of what is saved: the limits are the owner's, who describes the machine, and how much of them is used is
@@ -61,8 +62,32 @@ impl Blk {
         let mut padded = [0; SERIAL_LENGTH];
         padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
         let queues = vec![QUEUE_SIZE; queues.max(1).into()];
-        let lanes = queues.iter().map(|_| Mutex::default()).collect();
-        Self { storage, serial: padded, queues, lanes, link: OnceLock::new(), limiter: Limiter::new() }
+        let lanes = queues.iter().map(|_| Mutex::new(Lane::new(Arc::clone(&storage)))).collect();
+        Self {
+            size: storage.size(),
+            read_only: storage.read_only(),
+            serial: padded,
+            queues,
+            lanes,
+            link: OnceLock::new(),
+            limiter: Limiter::new(),
+        }
+    }
+
+    /// Has all requests from now on carried out by `storage`, without the driver noticing: the disk is as large, can
+    /// be written or not as before, and has the same content, which is the caller's part to see to. Fails, and changes
+    /// nothing, unless it rests.
+    pub fn exchange_storage(&self, storage: &Arc<dyn Storage>) -> Result<(), CannotExchange> {
+        if (self.size, self.read_only) != (storage.size(), storage.read_only()) {
+            return Err(CannotExchange::Different);
+        }
+        // Of all queues together, so that none is served by the old one once another is served by the new one.
+        let mut lanes: Vec<_> = self.lanes.iter().map(lock).collect();
+        if lanes.iter().any(|lane| lane.under_way() > 0) {
+            return Err(CannotExchange::Busy);
+        }
+        lanes.iter_mut().for_each(|lane| lane.exchange(Arc::clone(storage)));
+        Ok(())
     }
 
     /// What it may do in a time, all its queues together.
@@ -80,6 +105,19 @@ impl Blk {
     }
 }
 
+/// Why a disk stays with the storage that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CannotExchange {
+    /// The driver would notice.
+    #[error(
+        "the other storage has another size, or can be written where this one cannot or the other way round"
+    )]
+    Different,
+    /// Something would be lost.
+    #[error("requests are under way: pause the machine first")]
+    Busy,
+}
+
 impl Device for Blk {
     fn kind(&self) -> Kind {
         Kind { id: 2, name: "virtio-blk" }
@@ -87,11 +125,8 @@ impl Device for Blk {
 
     fn features(&self) -> u64 {
         let always = feature::MOST_SEGMENTS | feature::BLOCK_SIZE | feature::FLUSH;
-        let writable = if self.storage.read_only() {
-            feature::READ_ONLY
-        } else {
-            feature::DISCARD | feature::WRITE_ZEROES
-        };
+        let writable =
+            if self.read_only { feature::READ_ONLY } else { feature::DISCARD | feature::WRITE_ZEROES };
         let several = if self.queues.len() > 1 { feature::SEVERAL_QUEUES } else { 0 };
         always | writable | several
     }
@@ -106,7 +141,7 @@ impl Device for Blk {
 
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(60);
-        config.extend((self.storage.size() / SECTOR).to_le_bytes());
+        config.extend((self.size / SECTOR).to_le_bytes());
         config.extend([0; 4]); // no limit for a segment
         config.extend(MOST_SEGMENTS.to_le_bytes());
         config.extend([0; 4]); // no geometry
@@ -148,7 +183,7 @@ impl Device for Blk {
 
     fn finish(&self, number: u16, queue: &mut Queue) -> Result<(), Misuse> {
         let Some(lane) = self.lanes.get(usize::from(number)) else { return Ok(()) };
-        lock(lane).finish(self, queue)
+        lock(lane).finish(queue)
     }
 }
 

@@ -23,13 +23,8 @@ impl Saved for SavedBlk {
 impl SavedBlk {
     pub(super) fn of(blk: &Blk) -> Self {
         // Limits are the user's, and are told with the machine's description.
-        let Blk { storage, serial, queues, lanes: _, link: _, limiter: _ } = blk;
-        Self {
-            size: storage.size(),
-            read_only: storage.read_only(),
-            serial: serial.to_vec(),
-            queues: queues.len(),
-        }
+        let Blk { size, read_only, serial, queues, lanes: _, link: _, limiter: _ } = blk;
+        Self { size: *size, read_only: *read_only, serial: serial.to_vec(), queues: queues.len() }
     }
 
     /// What the driver would find to be something else.
