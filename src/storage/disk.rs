@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use vm_memory::VolatileSlice;
 
@@ -25,6 +26,9 @@ pub enum Locking {
     Chain,
     /// Only the image.
     Image,
+    /// The image now, and what lies behind it when [`Disk::lock_behind`] is called: while it is opened, somebody may
+    /// still have a lock on that who is about to give it up.
+    ImageFirst,
     /// None: only for a look at what somebody else may be changing.
     None,
 }
@@ -61,19 +65,32 @@ pub struct Layer {
     pub(super) identity: Identity,
 }
 
+impl Layer {
+    /// Which file it was when it was opened, and in which state.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
 /// Which file it is, and in which state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
+pub struct Identity {
+    /// The file system's number.
     pub device: u64,
+    /// The file's number there.
     pub inode: u64,
+    /// How long it is.
     pub len: u64,
+    /// When something was written to it last, in seconds since 1970 and nanoseconds.
     pub modified: (i64, i64),
+    /// When something of it was changed last.
     pub changed: (i64, i64),
     /// How much of the host's space it takes.
     pub allocated: u64,
 }
 
 impl Identity {
+    /// That of an open file.
     pub fn of(file: &File) -> io::Result<Self> {
         let status = file.metadata()?;
         Ok(Self {
@@ -86,6 +103,7 @@ impl Identity {
         })
     }
 
+    /// Whether it is the same file, in whichever state.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -96,6 +114,8 @@ impl Identity {
 pub struct Disk {
     kind: Kind,
     layers: Vec<Layer>,
+    /// What is still to be locked.
+    unlocked: Mutex<Vec<(PathBuf, File)>>,
 }
 
 #[derive(Debug)]
@@ -117,7 +137,7 @@ impl Disk {
             Some(format) => format,
             None => recognised(&file, path)?,
         };
-        let mut chain = Chain { options, layers: Vec::new() };
+        let mut chain = Chain::new(options);
         let kind = match format {
             Format::Raw => {
                 let raw = raw_file(file, path, options.read_only, options.direct)?;
@@ -139,7 +159,7 @@ impl Disk {
                 Kind::Qcow2(Box::new(Qcow2Disk::new(image, for_flushing, held, options.read_only)))
             }
         };
-        Ok(Self { kind, layers: chain.layers })
+        Ok(chain.disk(kind))
     }
 
     /// A disk of zeroes that is in no directory and goes away with the value. `dir` says on which file system. Of the
@@ -159,9 +179,18 @@ impl Disk {
         if options.direct {
             raw = direct(raw, &path, dir)?;
         }
-        let mut chain = Chain { options, layers: Vec::new() };
+        let mut chain = Chain::new(options);
         chain.add(dir, Format::Raw, &raw, None)?;
-        Ok(Self { kind: Kind::Raw(raw), layers: chain.layers })
+        Ok(chain.disk(Kind::Raw(raw)))
+    }
+
+    /// What is in a file, byte for byte, that somebody has open.
+    pub(super) fn of_file(file: File, path: &Path) -> Result<Self, Error> {
+        let options = DiskOptions { read_only: true, locking: Locking::None, ..DiskOptions::default() };
+        let raw = RawFile::new(file, true).map_err(Error::io("read", path))?;
+        let mut chain = Chain::new(&options);
+        chain.add(path, Format::Raw, &raw, None)?;
+        Ok(chain.disk(Kind::Raw(raw)))
     }
 
     /// The image first, and then what lies behind each.
@@ -194,6 +223,31 @@ impl Disk {
         match &self.kind {
             Kind::Qcow2(image) => image.reads_as_zero(offset, len),
             _ => self.extent(offset, len).map(|(extent, len)| (extent != Extent::Data, len)),
+        }
+    }
+
+    /// Locks what lies behind the image, if it was opened [so](Locking::ImageFirst).
+    pub fn lock_behind(&self) -> Result<(), Error> {
+        let mut unlocked = self.unlocked.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((path, file)) = unlocked.last() {
+            // The lock is that of the file that is read, of which this is one more descriptor.
+            lock::lock(file, path, false)?;
+            unlocked.pop();
+        }
+        Ok(())
+    }
+
+    /// Lets others read the image, which nobody writes to any more. It stays open as it is.
+    pub fn share(&self) {
+        lock::only_read(self.file(), self.path());
+    }
+
+    /// The image's own file.
+    pub fn file(&self) -> &File {
+        match &self.kind {
+            Kind::Raw(raw) => raw.file(),
+            Kind::AssumedRaw(raw) => raw.inner().file(),
+            Kind::Qcow2(image) => image.file(),
         }
     }
 
@@ -252,9 +306,18 @@ impl Storage for Disk {
 struct Chain<'a> {
     options: &'a DiskOptions,
     layers: Vec<Layer>,
+    unlocked: Vec<(PathBuf, File)>,
 }
 
-impl Chain<'_> {
+impl<'a> Chain<'a> {
+    fn new(options: &'a DiskOptions) -> Self {
+        Self { options, layers: Vec::new(), unlocked: Vec::new() }
+    }
+
+    fn disk(self, kind: Kind) -> Disk {
+        Disk { kind, layers: self.layers, unlocked: Mutex::new(self.unlocked) }
+    }
+
     fn add(
         &mut self,
         path: &Path,
@@ -307,8 +370,13 @@ impl Chain<'_> {
     fn backing(&mut self, above: &Path, backing: &qcow2::Backing) -> Result<Access, Error> {
         let path = backing_path(above, &backing.name)?;
         let file = open_file(&path, true).map_err(|error| behind(above, error))?;
-        if self.options.locking == Locking::Chain {
-            lock::lock(&file, &path, false)?;
+        match self.options.locking {
+            Locking::Chain => lock::lock(&file, &path, false)?,
+            Locking::ImageFirst => {
+                let file = file.try_clone().map_err(Error::io("open", &path))?;
+                self.unlocked.push((path.clone(), file));
+            }
+            Locking::Image | Locking::None => {}
         }
         let format = match backing.format.as_deref() {
             Some("raw" | "file") => Format::Raw,

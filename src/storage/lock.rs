@@ -50,6 +50,16 @@ pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Er
     }
 }
 
+/// Gives up what was locked for writing, and keeps what is locked for reading: others may read it from now on.
+pub(super) fn only_read(file: &File, path: &Path) {
+    for what in [WRITE, RESIZE] {
+        let byte = DOES + what;
+        if let Err(error) = file_lock::unlock(file, byte..byte + 1) {
+            log::warn!("{} stays locked as if it were written to: {error}", path.display());
+        }
+    }
+}
+
 fn try_once(file: &File, path: &Path, for_writing: bool) -> Result<bool, Error> {
     match try_lock(file, for_writing) {
         Ok(locked) => Ok(locked),
@@ -149,6 +159,22 @@ mod tests {
         assert!(lock(&open(&path), &path, false).is_err());
         assert!(lock(&open(&path), &path, true).is_err());
         drop(three);
+        lock(&open(&path), &path, true).unwrap();
+    }
+
+    #[test]
+    fn who_wrote_and_only_reads_from_now_on_lets_others_read() {
+        let dir = TempDir::new();
+        let path = dir.path().join("disk");
+        let (one, two) = (open(&path), open(&path));
+        lock(&one, &path, true).unwrap();
+        assert!(lock(&two, &path, false).is_err());
+        only_read(&one, &path);
+        lock(&two, &path, false).unwrap();
+        assert!(lock(&open(&path), &path, true).is_err());
+        drop(two);
+        assert!(lock(&open(&path), &path, true).is_err());
+        drop(one);
         lock(&open(&path), &path, true).unwrap();
     }
 

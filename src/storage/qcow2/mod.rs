@@ -103,6 +103,11 @@ impl Qcow2Disk {
         Self { held, image: RwLock::new(image), file, size, read_only }
     }
 
+    /// The image's own file.
+    pub fn file(&self) -> &std::fs::File {
+        &self.file
+    }
+
     /// Has all tables written that are in memory only.
     fn flush_tables(&self) -> io::Result<()> {
         self.held.flush(&self.file, || self.shared().flush())

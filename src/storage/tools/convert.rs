@@ -34,7 +34,7 @@ pub fn convert(
 }
 
 /// Copies all that is not zero, in pieces of `granule` bytes, to a disk that reads as zeroes.
-fn copy(
+pub(super) fn copy(
     source: &Disk,
     target: &dyn Storage,
     path: &Path,

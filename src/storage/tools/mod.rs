@@ -1,4 +1,4 @@
-//! What is done to images while no guest runs on them.
+//! What is done to images while no guest runs on them, or while it rests.
 //!
 //! A new image appears under its name when it is complete, or not at all. What changes an image in place is done in
 //! an order that can be interrupted anywhere and repeated.
@@ -8,6 +8,7 @@ mod commit;
 mod convert;
 mod create;
 mod info;
+mod keep;
 mod new_file;
 mod rebase;
 mod resize;
@@ -26,6 +27,7 @@ pub use commit::{Commit, commit};
 pub use convert::convert;
 pub use create::{create, create_overlay};
 pub use info::{Info, LayerInfo, info};
+pub use keep::{copy_raw, link_or_copy, overlay_in_use};
 pub use rebase::{NewBacking, Rebase, rebase};
 pub use resize::{Resize, resize};
 pub use sync::{Sync, Synced, sync};

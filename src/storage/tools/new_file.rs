@@ -129,7 +129,8 @@ fn meanwhile(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.new", std::process::id()))
 }
 
-fn link(file: &File, path: &Path) -> io::Result<()> {
+/// Gives a file a name.
+pub(super) fn link(file: &File, path: &Path) -> io::Result<()> {
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
     let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
