@@ -15,9 +15,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::header::MAGIC;
 use super::memory::{MEMORY_HASHES, Writer};
-use super::{Error, Info, MEMORY, STATE, Section};
+use super::{DISKS, Error, Info, MEMORY, STATE, Section};
 
-/// What a snapshot consists of, and is removed with it.
+/// The files that a snapshot consists of, and that are removed with it. It may have a directory `disks` besides.
 const FILES: [&str; 2] = [STATE, MEMORY];
 
 /// A snapshot that is being written, and vanishes unless it is finished.
@@ -42,6 +42,12 @@ impl Draft {
         let mut id = [0; 16];
         fill_randomly(&mut id).map_err(Error::io("find random numbers for", &place))?;
         Ok(Self { place, room, memory, memory_size, id })
+    }
+
+    /// Where it is written meanwhile. Whoever keeps disks in the snapshot makes the directory `disks` there, with files whose
+    /// names [fit](is_disk_name); whatever else is in it stays behind, and is in the way of the next.
+    pub fn directory(&self) -> &Path {
+        &self.room.path
     }
 
     /// Where it is to be.
@@ -79,6 +85,7 @@ impl Draft {
         let info = Info::of(&sections, id, created, memory_size)?;
         let path = room.path.join(STATE);
         write_state(&path, &info, &sections).map_err(Error::io("write", &path))?;
+        sync_disks(&room.path.join(DISKS))?;
         room.directory.sync_all().map_err(Error::io("write", &room.path))?;
         room.put_in(&place)?;
         Ok(info)
@@ -181,12 +188,55 @@ fn check_place(place: &Path) -> Result<(), Error> {
     let mut empty = true;
     for entry in fs::read_dir(place).map_err(Error::io("look at", place))? {
         let entry = entry.map_err(Error::io("look at", place))?;
-        if !FILES.iter().any(|file| entry.file_name() == *file) {
+        let known = FILES.iter().any(|file| entry.file_name() == *file)
+            || entry.file_name() == DISKS
+                && holds_disks(&entry.path()).map_err(Error::io("look at", place))?;
+        if !known {
             return Err(occupied());
         }
         empty = false;
     }
     if empty || is_state(&place.join(STATE)) { Ok(()) } else { Err(occupied()) }
+}
+
+/// Whether an image in a snapshot can have this name: `0.raw` is the copy of disk 0, `disk0.qcow2` and `disk0.1.qcow2` were
+/// images of a machine's own.
+pub fn is_disk_name(name: &str) -> bool {
+    let Some((numbers, "raw" | "qcow2")) = name.rsplit_once('.') else { return false };
+    let numbers = numbers.strip_prefix("disk").unwrap_or(numbers);
+    let is_number =
+        |text: &str| (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    match numbers.split_once('.') {
+        Some((disk, index)) => is_number(disk) && is_number(index),
+        None => is_number(numbers),
+    }
+}
+
+/// Whether it is a directory with images and nothing else.
+fn holds_disks(path: &Path) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_file() || !entry.file_name().to_str().is_some_and(is_disk_name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Waits until what is in the directory is on the disk, if there is such a directory.
+fn sync_disks(path: &Path) -> Result<(), Error> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io("read", path))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io("read", path))?.path();
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("write", &path))?;
+    }
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io("write", path))
 }
 
 /// Whether a file is the state of a snapshot, of whichever version, whole or not.
@@ -225,10 +275,28 @@ fn write_state(path: &Path, info: &Info, sections: &[Section]) -> io::Result<()>
 
 /// Removes what snapshots consist of, as far as it is there.
 fn remove_files(directory: &Path) -> io::Result<()> {
+    remove_disks(&directory.join(DISKS))?;
     FILES.iter().try_for_each(|file| match fs::remove_file(directory.join(file)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     })
+}
+
+/// Removes the images of a snapshot and their directory. What is no image is in the way.
+fn remove_disks(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(status) if status.is_dir() => {}
+        // It is in the way.
+        status => return status.map(drop),
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(is_disk_name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
 }
 
 fn rename(from: &Path, to: &Path, flags: libc::c_uint) -> io::Result<()> {

@@ -1,7 +1,8 @@
 //! Snapshots as files: a directory that holds the state of a machine, whatever that machine is.
 //!
 //! It is a directory with a file `state`, which begins with a plain [header](Info) that says what the rest is, and a file
-//! `memory`, which can be mapped. Every byte of both is described in `docs/snapshot-format.md`.
+//! `memory`, which can be mapped. Every byte of both is described in `docs/snapshot-format.md`. It may have a directory `disks`
+//! with images, which others write.
 //!
 //! A [`Draft`] is written beside the place where it is to be, and takes that place in one step when it is whole and on the
 //! disk: whoever looks there finds the older snapshot or the new one, whenever the host may crash. A [`Snapshot`] is
@@ -29,7 +30,7 @@ pub(crate) mod testing;
 pub(crate) use chain::is_built_on;
 pub use chain::{Layer, MOST_LAYERS};
 pub use changes::MemoryChanges;
-pub use draft::Draft;
+pub use draft::{Draft, is_disk_name};
 pub use error::Error;
 pub use header::{Entry, Info, NEWEST_FORMAT};
 pub use memory::{CHUNK, MemoryHashes, PAGE};
@@ -40,3 +41,6 @@ pub use section::{Section, Sections};
 pub const STATE: &str = "state";
 /// The file that holds the memory.
 pub const MEMORY: &str = "memory";
+/// The directory with the disks that are kept in the snapshot itself, if there are any, and the section that tells of all
+/// disks.
+pub const DISKS: &str = "disks";

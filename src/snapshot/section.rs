@@ -45,6 +45,12 @@ impl Sections {
         saved::decode(&section.bytes).map_err(|source| Error::Section { name: name.to_owned(), source })
     }
 
+    /// Takes the state out that is in the section `name`, if there is such a section.
+    pub fn take_if_there<S: Saved>(&mut self, name: &str) -> Result<Option<S>, Error> {
+        let there = self.0.iter().any(|section| section.name == name);
+        there.then(|| self.take(name)).transpose()
+    }
+
     /// Takes out the section `name` as it is.
     pub fn take_section(&mut self, name: &str) -> Result<Section, Error> {
         let missing = || Error::Missing { name: name.to_owned() };
@@ -72,6 +78,8 @@ mod tests {
         assert_eq!(sections.take::<Lamp>("lamp/1").unwrap(), LAMP);
         let error = sections.take::<Lamp>("lamp/1").unwrap_err().to_string();
         assert_eq!(error, "the snapshot has no section \"lamp/1\"");
+        assert_eq!(sections.take_if_there::<Lamp>("lamp/1").unwrap(), None);
+        assert_eq!(sections.clone().take_if_there("lamp/0").unwrap(), Some(LAMP));
         let error = sections.clone().finish().unwrap_err().to_string();
         assert!(error.contains("\"lamp/0\" (of kind \"lamp\")"), "{error}");
         sections.take_section("lamp/0").unwrap();
