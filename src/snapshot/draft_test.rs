@@ -178,3 +178,48 @@ fn a_place_is_looked_at_while_it_is_replaced_over_and_over() {
     });
     id(&place);
 }
+
+#[test]
+fn images_of_disks_are_part_of_a_snapshot_and_go_with_it() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    let with_disks = || {
+        let draft = begin(&place);
+        let disks = draft.directory().join(DISKS);
+        fs::create_dir(&disks).unwrap();
+        ["0.raw", "disk1.qcow2", "disk1.2.qcow2"]
+            .iter()
+            .for_each(|name| fs::write(disks.join(name), b"x").unwrap());
+        draft
+    };
+    drop(with_disks());
+    assert!(scratch.names().is_empty());
+    with_disks().finish(sections()).unwrap();
+    assert_eq!(fs::read(place.join("disks/0.raw")).unwrap(), b"x");
+    // One without disks in its place, and what a crash left of one.
+    write(&place);
+    assert!(!place.join(DISKS).exists());
+    with_disks().finish(sections()).unwrap();
+    fs::rename(&place, scratch.path(".snapshot.new")).unwrap();
+    write(&place);
+    assert_eq!(scratch.names(), ["snapshot"]);
+}
+
+#[test]
+fn what_is_no_image_among_a_snapshot_s_images_is_not_lost() {
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
+    write(&place);
+    let disks = place.join(DISKS);
+    fs::create_dir(&disks).unwrap();
+    for name in ["letters", "a.raw", "0.raw.bak", "disk.qcow2", "1.2.3.raw", "00000.raw"] {
+        assert!(!is_disk_name(name), "{name}");
+        fs::write(disks.join(name), b"").unwrap();
+        let error = Draft::begin(&place, MEMORY_SIZE).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Occupied { .. }), "{error}");
+        fs::remove_file(disks.join(name)).unwrap();
+    }
+    fs::remove_dir(&disks).unwrap();
+    std::os::unix::fs::symlink("/", &disks).unwrap();
+    assert!(matches!(Draft::begin(&place, MEMORY_SIZE), Err(Error::Occupied { .. })));
+}

@@ -12,10 +12,11 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Error;
 use super::machine::Machine;
+use super::{Error, SavedDisks};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{GuestMemory, PAGE_SIZE, PageSet, Untracked};
+use crate::saved::Saved;
 use crate::snapshot::{self, Draft, Info, MOST_LAYERS, MemoryChanges, Section, Snapshot};
 
 /// So few pages take a millisecond or two: they can be copied when the guest stands still.
@@ -244,6 +245,16 @@ pub struct Drafted {
 }
 
 impl Drafted {
+    /// Where it is written: where [`Machine::capture_disks`] puts what it keeps.
+    pub fn directory(&self) -> &Path {
+        self.draft.directory()
+    }
+
+    /// Adds what the machine's disks were kept as.
+    pub fn add_disks(&mut self, disks: &SavedDisks) {
+        self.sections.push(Section::of(SavedDisks::NAME, disks));
+    }
+
     /// Waits until it is on the disk, and puts it in its place.
     pub fn finish(self) -> Result<Info, Error> {
         let Self { claim, draft, sections, tracked } = self;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Config, Kernel, Machine};
+use super::{Config, DiskImage, Kernel, Machine};
 use crate::bus::Unowned;
 use crate::devices::virtio::balloon::GivenBack;
 use crate::devices::virtio::mmio::Look;
@@ -74,6 +74,8 @@ pub struct Inspection {
     pub processors: Vec<Processor>,
     /// Its virtio devices, in the order in which the guest finds them.
     pub devices: Vec<VirtioDevice>,
+    /// What its disks are in, in the order in which they were described.
+    pub disks: Vec<DiskImage>,
     /// Its balloon, if it has one.
     pub balloon: Option<BalloonLook>,
     /// What the guest accessed although nobody owns it.
@@ -169,6 +171,7 @@ pub fn inspect<V: Vm>(machine: &Machine<V>) -> Inspection {
             .iter()
             .map(|device| VirtioDevice { name: device.device().kind().name, look: device.look() })
             .collect(),
+        disks: machine.disk_images(),
         balloon: machine.balloon().map(|balloon| {
             let GivenBack { inflated, reported } = balloon.given_back();
             BalloonLook { target: balloon.target(), actual: balloon.actual(), inflated, reported }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::capture::Shared;
 use super::config::{Completion, Config, Kernel};
 use super::directory::{DirectoryError, Files, Name};
+use super::disks::{Attached, DiskImage};
 use super::ear::Ear;
 use super::restore::Beginning;
 use super::saved::Parts;
@@ -52,7 +53,9 @@ pub struct Machine<V: Vm> {
     bus: Arc<Bus>,
     pub(super) devices: Devices,
     pub(super) virtio: Vec<Arc<Mmio>>,
-    disks: Vec<Arc<Blk>>,
+    pub(super) disks: Vec<Arc<Blk>>,
+    /// What the disks are in, of the same number.
+    pub(super) images: Mutex<Vec<Attached>>,
     balloon: Option<Arc<Balloon>>,
     virtio_console: Option<Arc<Console>>,
     /// Whether the guest listens there, and not at the serial port.
@@ -69,7 +72,7 @@ pub struct Machine<V: Vm> {
     /// What its next snapshot can build on.
     pub(super) since: Shared,
     /// Dropped last: until then others see that it runs.
-    files: Files,
+    pub(super) files: Files,
 }
 
 /// The devices that every machine has; what each can save is part of the machine's state.
@@ -278,7 +281,7 @@ impl<V: Vm> Machine<V> {
             .collect::<hv::Result<_>>()?;
         let power_button = PowerButton::new(line(power_button::IRQ));
         let devices = Devices { serial, cmos, i8042, pci, post, power_button };
-        let Plan { devices: _, disks, balloon, console: virtio_console, mut lines, files } = planned;
+        let Plan { devices: _, disks, images, balloon, console: virtio_console, mut lines, files } = planned;
         if let Some(device) = &virtio_console {
             lines.extend(console::line_to(Arc::clone(&console), device)?);
         }
@@ -289,6 +292,7 @@ impl<V: Vm> Machine<V> {
             devices,
             virtio,
             disks,
+            images: Mutex::new(images),
             balloon,
             virtio_console,
             listens_at_virtio: false,
@@ -397,6 +401,11 @@ impl<V: Vm> Machine<V> {
     /// Its disks, in the order in which they were described.
     pub fn disks(&self) -> &[Arc<Blk>] {
         &self.disks
+    }
+
+    /// What the disks are in at the moment: snapshots may have had them go on in overlays.
+    pub fn disk_images(&self) -> Vec<DiskImage> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Attached::look).collect()
     }
 
     /// Its balloon, if it has one.

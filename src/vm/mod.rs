@@ -12,6 +12,7 @@ mod cpus;
 pub mod description;
 mod directory;
 mod disk;
+mod disks;
 pub mod driver;
 mod ear;
 pub mod inspect;
@@ -43,6 +44,7 @@ pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
 pub use directory::{DirectoryError, Found, Name, NameError, find, list};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
+pub use disks::{DiskImage, DiskLook, DiskMode, DisksError, Reopening, SavedDisks, UnknownDiskMode};
 pub use ear::Ear;
 pub use machine::{Devices, Machine};
 pub use outcome::Outcome;
@@ -77,6 +79,9 @@ pub enum Error {
     /// An image cannot be used.
     #[error(transparent)]
     Disk(#[from] storage::Error),
+    /// Its disks cannot be kept in a snapshot, or not be found again.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     /// There is no place for what the machine keeps in files.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use super::virtio::Plan;
-use super::{Error, Outcome};
+use super::{Error, Outcome, SavedDisks};
 use crate::devices::cmos::SavedCmos;
 use crate::devices::i8042::SavedI8042;
 use crate::devices::pci::SavedPci;
@@ -158,6 +158,8 @@ impl SavedMachine {
             post: of(from)?,
             virtio,
         };
+        // Where disks are is found out before there is a machine that could be restored.
+        sections.take_if_there::<SavedDisks>(SavedDisks::NAME)?;
         sections.finish()?;
         Ok(saved)
     }

@@ -1,12 +1,11 @@
 //! Which virtio devices a machine has, and where.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::console::{self, Opened};
-use super::directory::{Files, ROOM, named_room};
-use super::{BalloonSpec, Changes, Config, DiskSource, DiskSpec, Error, MemorySpec};
+use super::directory::Files;
+use super::disks::{self, Attached};
+use super::{BalloonSpec, Config, Error, MemorySpec};
 use crate::boot::VirtioMmio;
 use crate::bus::{BusBuilder, Claim, Widths};
 use crate::console::Line;
@@ -19,7 +18,6 @@ use crate::devices::virtio::{Device, Kind};
 use crate::event;
 use crate::hv::{Doorbell, Vm};
 use crate::memory::GuestMemory;
-use crate::storage::{self, Disk, DiskOptions, Format, Layer, Storage, Verified, tools};
 
 /// Where the registers of the first device are: in the hole below 4 GiB.
 const BASE: u32 = 0xd000_0000;
@@ -39,6 +37,8 @@ pub(super) struct Plan {
     pub devices: Vec<Planned>,
     /// Those of them to which the machine's owner speaks.
     pub disks: Vec<Arc<Blk>>,
+    /// What the disks are in.
+    pub images: Vec<Attached>,
     pub balloon: Option<Arc<Balloon>>,
     pub console: Option<Arc<Console>>,
     /// Where further ports lead.
@@ -62,9 +62,11 @@ impl Plan {
 /// Opens what the devices need.
 pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     config.check_outputs(None)?;
-    let mut files = Files::new(config.name.as_ref())?;
-    let disks = config.disks.iter().enumerate();
-    let disks = disks.map(|(number, spec)| disk(spec, number, &mut files)).collect::<Result<Vec<_>, _>>()?;
+    let files = Files::new(config.name.as_ref())?;
+    let images = config.disks.iter().enumerate();
+    let images: Vec<_> =
+        images.map(|(number, spec)| disks::open(spec, number, &files)).collect::<Result<_, _>>()?;
+    let disks: Vec<_> = images.iter().map(disk).collect();
     let mut devices: Vec<Arc<dyn Device>> = disks.iter().map(|disk| Arc::clone(disk) as _).collect();
     if config.rng {
         devices.push(Arc::new(Rng));
@@ -80,13 +82,14 @@ pub(super) fn plan(config: &Config) -> Result<Plan, Error> {
     let places = (BASE..).step_by(mmio::SIZE as usize).zip(INTERRUPTS);
     let place = |(base, interrupt)| VirtioMmio { base, size: mmio::SIZE as u32, interrupt };
     let devices = devices.into_iter().zip(places).map(|(device, at)| Planned { device, place: place(at) });
-    Ok(Plan { devices: devices.collect(), disks, balloon, console, lines, files })
+    Ok(Plan { devices: devices.collect(), disks, images, balloon, console, lines, files })
 }
 
-fn disk(spec: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<Blk>, Error> {
-    let disk = Blk::new(open(spec, number, files)?, spec.serial(), spec.queues);
+fn disk(image: &Attached) -> Arc<Blk> {
+    let spec = &image.spec;
+    let disk = Blk::new(image.storage(), spec.serial(), spec.queues);
     disk.set_limits(spec.limits);
-    Ok(Arc::new(disk))
+    Arc::new(disk)
 }
 
 fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error> {
@@ -94,64 +97,6 @@ fn balloon(spec: BalloonSpec, memory: &MemorySpec) -> Result<Arc<Balloon>, Error
     let balloon = Balloon::new(memory.size, spec.reporting && !memory.options.hugetlb);
     balloon.set_target(spec.target)?;
     Ok(Arc::new(balloon))
-}
-
-/// Opens the disk that the guest finds as the one of this number.
-fn open(disk: &DiskSpec, number: usize, files: &mut Files) -> Result<Arc<dyn Storage>, Error> {
-    let options = |format| DiskOptions {
-        read_only: disk.read_only,
-        direct: disk.direct,
-        format,
-        ..DiskOptions::default()
-    };
-    let (path, format, changes, verify) = match &disk.source {
-        DiskSource::Ephemeral { size } => {
-            return Ok(Arc::new(Disk::ephemeral(&roomy(), *size, &options(None))?));
-        }
-        DiskSource::Image { path, format, changes, verify } => (path, *format, changes, *verify),
-    };
-    let of_overlay = DiskOptions { verify_backing: verify, ..options(Some(Format::Qcow2)) };
-    let opened = match changes {
-        Changes::Image => {
-            let opened = Disk::open(path, &options(format))?;
-            if verify {
-                return Ok(Arc::new(Verified::new(opened)?));
-            }
-            opened
-        }
-        Changes::Overlay(overlay) => {
-            if !overlay.exists() {
-                tools::create_overlay(overlay, path, format, None, false)?;
-            }
-            let opened = Disk::open(overlay, &of_overlay)?;
-            check_backing(&opened, overlay, path)?;
-            opened
-        }
-        Changes::Forgotten => {
-            let overlay = files.large(&format!("disk{number}.qcow2"))?;
-            tools::create_overlay(&overlay, path, format, None, false)?;
-            Disk::open(&overlay, &of_overlay)?
-        }
-    };
-    Ok(Arc::new(opened))
-}
-
-/// Where a disk without a name is: where there is room, as for overlays that are forgotten.
-fn roomy() -> PathBuf {
-    named_room().unwrap_or_else(|| if Path::new(ROOM).is_dir() { ROOM.into() } else { "/tmp".into() })
-}
-
-/// Fails if an overlay that was there already is one of something else.
-fn check_backing(disk: &Disk, overlay: &Path, base: &Path) -> Result<(), storage::Error> {
-    let same = |layer: &Layer| match (layer.path.canonicalize(), base.canonicalize()) {
-        (Ok(behind), Ok(base)) => behind == base,
-        _ => false,
-    };
-    if disk.layers().get(1).is_some_and(same) {
-        return Ok(());
-    }
-    let source = io::Error::other(format!("it is no overlay of {}", base.display()));
-    Err(storage::Error::Io { action: "use the overlay", path: overlay.to_owned(), source })
 }
 
 /// Puts the devices on the bus, and connects their doorbells and interrupts.

@@ -102,7 +102,7 @@ impl Error {
 pub(super) struct Files {
     directory: OnceLock<Directory>,
     /// Where there is room for large ones, if that is elsewhere.
-    on_disk: Option<Directory>,
+    on_disk: OnceLock<Directory>,
 }
 
 impl Files {
@@ -113,7 +113,7 @@ impl Files {
             let taken = Directory::take(&Root::of_machines()?, name)?;
             directory.get_or_init(|| taken);
         }
-        Ok(Self { directory, on_disk: None })
+        Ok(Self { directory, on_disk: OnceLock::new() })
     }
 
     /// Where they are.
@@ -144,17 +144,24 @@ impl Files {
     ///
     /// The directory is in memory as a rule, and so small that one guest could fill it for all programs of its user. Then
     /// it only has a link, to a directory of the same kind that is on a disk.
-    pub fn large(&mut self, file: &str) -> Result<PathBuf, Error> {
+    pub fn large(&self, file: &str) -> Result<PathBuf, Error> {
         let directory = self.directory()?;
         let here = directory.path().join(file);
-        if self.on_disk.is_none() && is_in_memory(directory.path()).map_err(Error::io("look at", &here))? {
-            let root = Root::on_disk()?;
-            let taken = root.map(|root| Directory::take(&root, &directory.name)).transpose()?;
-            self.on_disk = taken;
+        if self.on_disk.get().is_none()
+            && is_in_memory(directory.path()).map_err(Error::io("look at", &here))?
+            && let Some(root) = Root::on_disk()?
+        {
+            let taken = Directory::take(&root, &directory.name)?;
+            // Disks are opened, and exchanged, by one thread at a time.
+            self.on_disk.get_or_init(|| taken);
         }
-        let Some(on_disk) = &self.on_disk else { return Ok(here) };
+        let Some(on_disk) = self.on_disk.get() else { return Ok(here) };
         let there = on_disk.path().join(file);
-        std::os::unix::fs::symlink(&there, &here).map_err(Error::io("make", &here))?;
+        match std::os::unix::fs::symlink(&there, &here) {
+            // An earlier attempt to make the file failed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            linked => linked.map_err(Error::io("make", &here))?,
+        }
         Ok(there)
     }
 }

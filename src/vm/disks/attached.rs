@@ -1,0 +1,138 @@
+//! The image of a disk, as a machine has it open.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::super::directory::{Files, ROOM, named_room};
+use super::super::{Changes, DiskSource, DiskSpec, Error};
+use crate::storage::{self, Disk, DiskOptions, Format, Layer, Storage, Verified, tools};
+
+/// A disk's image, and what the machine has to know of it besides.
+pub(in crate::vm) struct Attached {
+    pub opened: Opened,
+    pub spec: DiskSpec,
+    /// How many of its images, from the first on, are the machine's own and go away with it.
+    pub own: usize,
+}
+
+pub(in crate::vm) enum Opened {
+    Plain(Arc<Disk>),
+    Verified(Arc<Verified>),
+}
+
+/// Where a disk's bytes are at the moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskImage {
+    /// The file that is written to; none if the disk has no file with a name.
+    pub path: Option<PathBuf>,
+    /// What it is.
+    pub format: Format,
+    /// Whether it goes away with the machine.
+    pub forgotten: bool,
+    /// What lies behind it, the nearest first.
+    pub behind: Vec<PathBuf>,
+}
+
+impl Attached {
+    pub fn disk(&self) -> &Disk {
+        match &self.opened {
+            Opened::Plain(disk) => disk,
+            Opened::Verified(disk) => disk.disk(),
+        }
+    }
+
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        match &self.opened {
+            Opened::Plain(disk) => Arc::clone(disk) as _,
+            Opened::Verified(disk) => Arc::clone(disk) as _,
+        }
+    }
+
+    /// Whether its first image has no name.
+    pub fn is_nameless(&self) -> bool {
+        matches!(self.spec.source, DiskSource::Ephemeral { .. }) && self.own == 1
+    }
+
+    pub fn look(&self) -> DiskImage {
+        let mut paths = self.disk().layers().iter().map(|layer| layer.path.clone());
+        let first = paths.next();
+        DiskImage {
+            path: first.filter(|_| !self.is_nameless()),
+            format: self.disk().format(),
+            forgotten: self.own > 0,
+            behind: paths.collect(),
+        }
+    }
+}
+
+/// Opens the disk that the guest finds as the one of this number.
+pub(in crate::vm) fn open(spec: &DiskSpec, number: usize, files: &Files) -> Result<Attached, Error> {
+    let options = |format| DiskOptions {
+        read_only: spec.read_only,
+        direct: spec.direct,
+        format,
+        ..DiskOptions::default()
+    };
+    let attached = |disk, own| Attached { opened: Opened::Plain(Arc::new(disk)), spec: spec.clone(), own };
+    let (path, format, changes, verify) = match &spec.source {
+        DiskSource::Ephemeral { size } => {
+            return Ok(attached(Disk::ephemeral(&roomy(), *size, &options(None))?, 1));
+        }
+        DiskSource::Image { path, format, changes, verify } => (path, *format, changes, *verify),
+    };
+    let of_overlay = DiskOptions { verify_backing: verify, ..options(Some(Format::Qcow2)) };
+    match changes {
+        Changes::Image => {
+            let opened = Disk::open(path, &options(format))?;
+            if verify {
+                let opened = Opened::Verified(Arc::new(Verified::new(opened)?));
+                return Ok(Attached { opened, spec: spec.clone(), own: 0 });
+            }
+            Ok(attached(opened, 0))
+        }
+        Changes::Overlay(overlay) => {
+            if !overlay.exists() {
+                tools::create_overlay(overlay, path, format, None, false)?;
+            }
+            let opened = Disk::open(overlay, &of_overlay)?;
+            check_backing(&opened, overlay, path)?;
+            Ok(attached(opened, 0))
+        }
+        Changes::Forgotten => {
+            let overlay = files.large(&own_name(number, 0, Format::Qcow2))?;
+            tools::create_overlay(&overlay, path, format, None, false)?;
+            Ok(attached(Disk::open(&overlay, &of_overlay)?, 1))
+        }
+    }
+}
+
+/// What the images are called that are a machine's own, in its directory as well as in that of a snapshot: they name each
+/// other without a directory, and so find each other in both.
+pub(super) fn own_name(number: usize, index: usize, format: Format) -> String {
+    match index {
+        0 => format!("disk{number}.{format}"),
+        _ => format!("disk{number}.{index}.{format}"),
+    }
+}
+
+/// Where a disk without a name is: where there is room, as for overlays that are forgotten.
+fn roomy() -> PathBuf {
+    named_room().unwrap_or_else(|| if Path::new(ROOM).is_dir() { ROOM.into() } else { "/tmp".into() })
+}
+
+/// Fails if an overlay that was there already is one of something else.
+fn check_backing(disk: &Disk, overlay: &Path, base: &Path) -> Result<(), storage::Error> {
+    let same = |layer: &Layer| match (layer.path.canonicalize(), base.canonicalize()) {
+        (Ok(behind), Ok(base)) => behind == base,
+        _ => false,
+    };
+    if disk.layers().get(1).is_some_and(same) {
+        return Ok(());
+    }
+    let source = io::Error::other(format!("it is no overlay of {}", base.display()));
+    Err(storage::Error::Io { action: "use the overlay", path: overlay.to_owned(), source })
+}

@@ -1,0 +1,356 @@
+//! Keeping the disks of a machine that rests.
+//!
+//! First everything is prepared that can fail: copies, links, fresh overlays. Only then the devices exchange what they store
+//! in, one after the other. What was prepared in vain is removed; what is in the snapshot's directory goes with the draft.
+//!
+//! An image of the user's is frozen where it is, and the overlay lies beside it, as it has to outlive the machine. The machine's
+//! own images go away with it: they get a second name in the snapshot's directory. All of a chain's do, so that no
+//! snapshot needs another one.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::super::directory::Files;
+use super::super::machine::Machine;
+use super::super::{DiskSource, Error};
+use super::attached::{Attached, Opened, own_name};
+use super::saved::{SavedDisk, SavedDisks, SavedImage};
+use super::{DiskMode, DisksError};
+use crate::hv::Vm;
+use crate::snapshot::DISKS;
+use crate::storage::{self, Disk, Format, Identity, Storage, tools};
+
+/// How many names are tried for an overlay beside a user's image.
+const MOST_NAMES: u32 = 1000;
+
+impl<V: Vm> Machine<V> {
+    /// Keeps the disks in the snapshot that is being written in `draft_dir`, all in the same way or, if none is said, each
+    /// in [that which fits it](DiskMode::default_for). What is only read is always kept by reference. The machine has to be
+    /// paused; `stops` says that it will not go on.
+    ///
+    /// Disks that are kept by overlay are in that from now on, whatever becomes of the snapshot.
+    pub fn capture_disks(
+        &self,
+        mode: impl Into<Option<DiskMode>>,
+        draft_dir: &Path,
+        stops: bool,
+    ) -> Result<SavedDisks, Error> {
+        self.check_at_rest()?;
+        let mode = mode.into();
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let capture = Capture::new(draft_dir, &self.files, stops)?;
+        let images_now = images.iter().enumerate();
+        let modes = images_now.map(|(number, image)| capture.choose(number, image, mode));
+        let modes = modes.collect::<Result<Vec<_>, _>>()?;
+        let (mut saved, mut switches) = (Vec::new(), Vec::new());
+        for ((number, image), mode) in images.iter().enumerate().zip(modes) {
+            let (disk, switch) = capture.keep(number, image, mode)?;
+            saved.push(disk);
+            switches.push(switch);
+        }
+        for (number, switch) in switches.into_iter().enumerate() {
+            if let (Some(switch), Some(image), Some(disk)) =
+                (switch, images.get_mut(number), self.disks.get(number))
+            {
+                let name = image.name(number);
+                let storage = Arc::clone(&switch.overlay) as Arc<dyn Storage>;
+                let exchanged = disk.exchange_storage(&storage);
+                exchanged.map_err(|source| DisksError::Exchange { disk: name, source })?;
+                switch.carry_out(image);
+            }
+        }
+        Ok(SavedDisks::new(saved))
+    }
+}
+
+impl Attached {
+    /// What it is called in messages.
+    pub fn name(&self, number: usize) -> String {
+        match self.spec.source {
+            DiskSource::Ephemeral { .. } => format!("disk {number} (ephemeral)"),
+            DiskSource::Image { ref path, .. } => format!("disk {number} ({})", path.display()),
+        }
+    }
+
+    fn is_block_device(&self) -> bool {
+        self.disk().file().metadata().is_ok_and(|status| status.file_type().is_block_device())
+    }
+}
+
+/// A fresh overlay that a disk is to go on in. Removed unless that happens.
+struct Switch {
+    overlay: Arc<Disk>,
+    own: usize,
+    done: bool,
+}
+
+impl Switch {
+    /// The device stores in the overlay already.
+    fn carry_out(mut self, image: &mut Attached) {
+        self.done = true;
+        let older = std::mem::replace(&mut image.opened, Opened::Plain(Arc::clone(&self.overlay)));
+        image.own = self.own;
+        if let Opened::Plain(disk) = &older {
+            // Nobody can lock it for writing in between: it stays locked for reading until the overlay has done so.
+            disk.share();
+        }
+        if let Err(error) = self.overlay.lock_behind() {
+            log::warn!("others may write to what a disk lies on: {error}");
+        }
+        log::info!("a disk goes on in {}", self.overlay.path().display());
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = fs::remove_file(self.overlay.path())
+        {
+            log::warn!("{} could not be removed: {error}", self.overlay.path().display());
+        }
+    }
+}
+
+/// A snapshot as far as disks are concerned.
+struct Capture<'a> {
+    /// Where what is in the snapshot is written.
+    directory: PathBuf,
+    /// Where the snapshot will be.
+    place: PathBuf,
+    /// What it is called, as a part of other names.
+    label: String,
+    files: &'a Files,
+    stops: bool,
+}
+
+impl<'a> Capture<'a> {
+    fn new(draft: &Path, files: &'a Files, stops: bool) -> Result<Self, Error> {
+        let draft = fs::canonicalize(draft).map_err(storage_io("find", draft))?;
+        let name = draft.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let label = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")).unwrap_or(&name);
+        Ok(Self {
+            directory: draft.join(DISKS),
+            place: draft.with_file_name(label),
+            label: label.to_owned(),
+            files,
+            stops,
+        })
+    }
+
+    /// How the disk is kept, if it can be kept so.
+    fn choose(
+        &self,
+        number: usize,
+        image: &Attached,
+        asked: Option<DiskMode>,
+    ) -> Result<DiskMode, DisksError> {
+        let default = DiskMode::default_for(&image.spec, self.stops);
+        let (own, on_device) = (image.own > 0, image.is_block_device());
+        let mode = match asked {
+            // Nobody writes to it, whatever is asked.
+            _ if image.spec.read_only => default,
+            Some(mode) => mode,
+            // Nobody could tell later whether it was written to.
+            None if on_device => DiskMode::Copy,
+            None => default,
+        };
+        let refused = |why, advice| Err(DisksError::Mode { disk: image.name(number), mode, why, advice });
+        match mode {
+            DiskMode::Reference if image.spec.read_only => {}
+            DiskMode::Reference if own => {
+                return refused("it goes away with the machine", "keep it by copy or by overlay");
+            }
+            DiskMode::Reference if !self.stops => {
+                return refused(
+                    "the machine goes on writing to it",
+                    "stop the machine with the snapshot, or keep the disk by copy or by overlay",
+                );
+            }
+            DiskMode::Reference | DiskMode::Overlay if on_device => {
+                return refused(
+                    "it is a block device, which does not tell later whether it was written to",
+                    "keep it by copy",
+                );
+            }
+            DiskMode::Overlay if image.verifies() => {
+                return refused(
+                    "what lies behind it is verified, which works for the nearest image only",
+                    "keep it by copy",
+                );
+            }
+            DiskMode::Copy | DiskMode::Overlay | DiskMode::Reference => {}
+        }
+        Ok(mode)
+    }
+
+    fn keep(
+        &self,
+        number: usize,
+        image: &Attached,
+        mode: DiskMode,
+    ) -> Result<(SavedDisk, Option<Switch>), Error> {
+        let name = image.name(number);
+        let failed = || DisksError::image(&name);
+        let disk = image.disk();
+        disk.flush().map_err(storage_io("flush", disk.path())).map_err(failed())?;
+        let mut saved = SavedDisk::of(&image.spec, disk.size(), mode, name.clone());
+        let mut switch = None;
+        match mode {
+            DiskMode::Copy => {
+                let file = format!("{number}.raw");
+                tools::copy_raw(disk, &self.make_directory()?.join(&file)).map_err(failed())?;
+                saved.images.push(SavedImage::inside(file, Format::Raw, disk.size()));
+            }
+            DiskMode::Reference => saved.images = self.outside(number, image, 0)?,
+            DiskMode::Overlay if image.own > 0 => {
+                let (images, fresh) = self.freeze_own(number, image)?;
+                (saved.images, switch) = (images, Some(fresh));
+            }
+            DiskMode::Overlay => {
+                // Before anything lies on it: it is as it will stay.
+                saved.images = self.outside(number, image, 0)?;
+                if !self.stops {
+                    let fresh = self.overlay_beside(image).map_err(failed())?;
+                    saved.goes_on_in(fresh.overlay.path());
+                    switch = Some(fresh);
+                }
+            }
+        }
+        Ok((saved, switch))
+    }
+
+    /// What the images are, from the one of this index on, which are nobody's but the user's.
+    fn outside(&self, number: usize, image: &Attached, from: usize) -> Result<Vec<SavedImage>, DisksError> {
+        let name = image.name(number);
+        let mut images = Vec::new();
+        for layer in image.disk().layers().iter().skip(from) {
+            let path = fs::canonicalize(&layer.path);
+            let path = path.map_err(storage_io("find", &layer.path)).map_err(DisksError::image(&name))?;
+            if path.starts_with(&self.place) {
+                return Err(DisksError::Replaced { disk: name, image: path });
+            }
+            let look = || File::open(&path).and_then(|file| Identity::of(&file));
+            let failed = || storage_io("look at", &path);
+            let mut found = look().map_err(failed()).map_err(DisksError::image(&name))?;
+            if self.stops && is_recent(&found) {
+                std::thread::sleep(STEP);
+                found = look().map_err(failed()).map_err(DisksError::image(&name))?;
+            }
+            if !found.is_same_file(layer.identity()) {
+                return Err(DisksError::Changed {
+                    disk: name,
+                    what: format!("{} is not the file any more that the machine has open", path.display()),
+                    advice: "give that its name back, or keep the disk by copy",
+                });
+            }
+            images.push(SavedImage::outside(&path, layer.format, &found));
+        }
+        Ok(images)
+    }
+
+    /// Gives the machine's own images of a disk a name in the snapshot, and makes a further one.
+    fn freeze_own(&self, number: usize, image: &Attached) -> Result<(Vec<SavedImage>, Switch), Error> {
+        let name = image.name(number);
+        let failed = || DisksError::image(&name);
+        let directory = self.make_directory()?;
+        let disk = image.disk();
+        let mut images = Vec::new();
+        let mut top = PathBuf::new();
+        for (layer, above) in disk.layers().iter().take(image.own).zip(0..) {
+            let file = own_name(number, image.own - 1 - above, layer.format);
+            let open = match above {
+                0 => disk.file().try_clone(),
+                _ => File::open(&layer.path),
+            };
+            let open = open.map_err(storage_io("open", &layer.path)).map_err(failed())?;
+            if above == 0 {
+                top = layer.path.clone();
+                if image.is_nameless() {
+                    top = self.files.large(&file)?;
+                    match tools::link_or_copy(&open, &top) {
+                        // From a snapshot that came to nothing: it is this file, or a copy of what it was then.
+                        Err(storage::Error::Io { source, .. })
+                            if source.kind() == io::ErrorKind::AlreadyExists =>
+                        {
+                            fs::remove_file(&top).map_err(storage_io("remove", &top)).map_err(failed())?;
+                            tools::link_or_copy(&open, &top).map_err(failed())?;
+                        }
+                        linked => linked.map_err(failed())?,
+                    }
+                }
+            }
+            let kept = directory.join(&file);
+            tools::link_or_copy(&open, &kept).map_err(failed())?;
+            let len = fs::metadata(&kept)
+                .and_then(|status| {
+                    fs::set_permissions(&kept, fs::Permissions::from_mode(0o600))?;
+                    Ok(status.len())
+                })
+                .map_err(storage_io("look at", &kept))
+                .map_err(failed())?;
+            images.push(SavedImage::inside(file, layer.format, len));
+        }
+        images.extend(self.outside(number, image, image.own)?);
+        let path = self.files.large(&own_name(number, image.own, Format::Qcow2))?;
+        let overlay = tools::overlay_in_use(disk, &top, &path, image.spec.direct, false).map_err(failed())?;
+        Ok((images, Switch { overlay: Arc::new(overlay), own: image.own + 1, done: false }))
+    }
+
+    /// Makes an overlay of a user's image, beside it and named after the snapshot.
+    fn overlay_beside(&self, image: &Attached) -> Result<Switch, storage::Error> {
+        let disk = image.disk();
+        let base = fs::canonicalize(disk.path()).map_err(storage_io("find", disk.path()))?;
+        let stem = base.file_name().unwrap_or_default();
+        for attempt in 1..=MOST_NAMES {
+            let mut name = stem.to_owned();
+            name.push(format!(".after-{}", self.label));
+            if attempt > 1 {
+                name.push(format!("-{attempt}"));
+            }
+            name.push(".qcow2");
+            let path = base.with_file_name(name);
+            match tools::overlay_in_use(disk, &base, &path, image.spec.direct, true) {
+                Err(storage::Error::Io { source, .. })
+                    if source.kind() == io::ErrorKind::AlreadyExists && attempt < MOST_NAMES => {}
+                overlay => {
+                    return Ok(Switch { overlay: Arc::new(overlay?), own: 0, done: false });
+                }
+            }
+        }
+        Err(storage_io("create an overlay beside", &base)(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    fn make_directory(&self) -> Result<&Path, storage::Error> {
+        match DirBuilder::new().mode(0o700).create(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(storage_io("create", &self.directory)(error))
+            }
+            _ => Ok(&self.directory),
+        }
+    }
+}
+
+impl Attached {
+    fn verifies(&self) -> bool {
+        matches!(self.spec.source, DiskSource::Image { verify: true, .. })
+    }
+}
+
+/// The clock of file systems moves in steps of some milliseconds. Who writes to a file within the same step as somebody
+/// did before would not be noticed later.
+const STEP: Duration = Duration::from_millis(20);
+
+fn is_recent(found: &Identity) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (seconds, nanoseconds) = found.changed;
+    let changed = Duration::new(seconds.max(0) as u64, nanoseconds.clamp(0, 999_999_999) as u32);
+    now.saturating_sub(changed) < STEP
+}
+
+fn storage_io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> storage::Error {
+    move |source| storage::Error::Io { action, path: path.to_owned(), source }
+}

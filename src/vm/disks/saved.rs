@@ -1,0 +1,335 @@
+//! What a snapshot says of disks, and what a machine that goes on is to have in their place.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::{Changes, DiskSource, DiskSpec};
+use super::{DiskMode, DisksError};
+use crate::memory::human;
+use crate::saved::Saved;
+use crate::snapshot::{self, DISKS, Snapshot, is_disk_name};
+use crate::storage::{Disk, DiskOptions, Format, Identity, Layer, Storage};
+
+/// The disks of a machine, as a snapshot keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDisks {
+    disks: Vec<SavedDisk>,
+}
+
+impl Saved for SavedDisks {
+    const NAME: &'static str = DISKS;
+    const VERSION: u16 = 1;
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedDisk {
+    /// What it was called in messages.
+    name: String,
+    serial: String,
+    size: u64,
+    read_only: bool,
+    mode: DiskMode,
+    /// The image first, and then what lies behind each.
+    pub images: Vec<SavedImage>,
+    /// Where the machine went on, if that stays when it ends.
+    went_on_in: Option<Vec<u8>>,
+}
+
+/// A file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedImage {
+    place: Place,
+    qcow2: bool,
+    len: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Place {
+    /// In the snapshot's directory, under this name.
+    Inside(String),
+    /// Elsewhere, under this full name.
+    Outside { path: Vec<u8>, modified: (i64, i64), device: u64, inode: u64 },
+}
+
+/// What there is to say of a disk that was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskLook {
+    /// How it was kept.
+    pub mode: DiskMode,
+    /// How large the disk is.
+    pub size: u64,
+    /// Whether its guest only reads it.
+    pub read_only: bool,
+    /// What it consists of, the image first; without a directory above what is in that of the snapshot.
+    pub images: Vec<PathBuf>,
+    /// The overlay that the machine went on in, if that is a file that stays.
+    pub went_on_in: Option<PathBuf>,
+}
+
+/// What is to be different from how disks are reopened by default. Disks are known by their number, from 0 on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reopening {
+    /// Where images are that are not where they were.
+    pub replaced: Vec<(usize, PathBuf)>,
+    /// The overlays that hold what the guest writes to a disk, in place of one that goes away with the machine. They are made
+    /// if they are not there.
+    pub overlays: Vec<(usize, PathBuf)>,
+    /// Whether disks that were kept by reference are written to again. This uses the snapshot up.
+    pub write_references: bool,
+}
+
+impl SavedDisks {
+    pub(super) fn new(disks: Vec<SavedDisk>) -> Self {
+        Self { disks }
+    }
+
+    /// What a snapshot says of its disks, if it says anything: it need not, for those who take care of them otherwise.
+    pub fn of(snapshot: &Snapshot) -> Result<Option<Self>, snapshot::Error> {
+        snapshot.sections()?.take_if_there(DISKS)
+    }
+
+    /// What there is to say of each.
+    pub fn look(&self) -> Vec<DiskLook> {
+        let path = |bytes: &Vec<u8>| PathBuf::from(OsStr::from_bytes(bytes));
+        let image = |image: &SavedImage| match &image.place {
+            Place::Inside(name) => Path::new(DISKS).join(name),
+            Place::Outside { path: bytes, .. } => path(bytes),
+        };
+        let look = |disk: &SavedDisk| DiskLook {
+            mode: disk.mode,
+            size: disk.size,
+            read_only: disk.read_only,
+            images: disk.images.iter().map(image).collect(),
+            went_on_in: disk.went_on_in.as_ref().map(path),
+        };
+        self.disks.iter().map(look).collect()
+    }
+
+    /// The disks that a machine is to have which goes on from the snapshot in `snapshot_dir`, and which is `described`
+    /// with these. All images are looked at: one that is missing, in use by somebody who writes, or not what it was is an
+    /// error that names it.
+    pub fn specs(
+        &self,
+        snapshot_dir: &Path,
+        described: &[DiskSpec],
+        reopening: &Reopening,
+    ) -> Result<Vec<DiskSpec>, DisksError> {
+        let (saved, asked) = (self.disks.len(), described.len());
+        if saved != asked {
+            return Err(DisksError::Count { saved, asked });
+        }
+        let named = reopening.replaced.iter().chain(&reopening.overlays).map(|&(number, _)| number);
+        if let Some(number) = named.into_iter().find(|&number| number >= saved) {
+            return Err(DisksError::NoSuchDisk { number, disks: saved });
+        }
+        let directory = std::path::absolute(snapshot_dir).unwrap_or_else(|_| snapshot_dir.to_owned());
+        let find = |list: &[(usize, PathBuf)], number| {
+            list.iter().rev().find(|(of, _)| *of == number).map(|(_, path)| path.clone())
+        };
+        let disks = self.disks.iter().zip(described).enumerate();
+        disks
+            .map(|(number, (disk, described))| {
+                disk.check_description(described)?;
+                let replaced = find(&reopening.replaced, number);
+                disk.check_images(&directory, replaced.as_deref())?;
+                let overlay = find(&reopening.overlays, number);
+                disk.spec(&directory, described, replaced, overlay, reopening.write_references)
+            })
+            .collect()
+    }
+}
+
+impl SavedDisk {
+    pub fn of(spec: &DiskSpec, size: u64, mode: DiskMode, name: String) -> Self {
+        Self {
+            name,
+            serial: spec.serial().to_owned(),
+            size,
+            read_only: spec.read_only,
+            mode,
+            images: Vec::new(),
+            went_on_in: None,
+        }
+    }
+
+    pub fn goes_on_in(&mut self, path: &Path) {
+        self.went_on_in = Some(path.as_os_str().as_bytes().to_vec());
+    }
+
+    /// Fails if the guest would see another disk.
+    fn check_description(&self, described: &DiskSpec) -> Result<(), DisksError> {
+        let differs = |saved: String, asked: String| {
+            Err(DisksError::Described { disk: self.name.clone(), saved, asked })
+        };
+        let ways = |read_only| if read_only { "to be only read (ro)" } else { "to be written, too" };
+        if self.serial != described.serial() {
+            let serial = |serial: &str| format!("the serial number {serial:?}");
+            return differs(serial(&self.serial), serial(described.serial()));
+        }
+        if self.read_only != described.read_only {
+            return differs(ways(self.read_only).to_owned(), ways(described.read_only).to_owned());
+        }
+        match described.source {
+            DiskSource::Ephemeral { size } if size != self.size => {
+                differs(format!("a size of {}", human(self.size)), human(size))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn first(&self) -> Result<&SavedImage, DisksError> {
+        self.images.first().ok_or(DisksError::Inconsistent("a disk has no image"))
+    }
+
+    /// Looks at all images that the disk consists of.
+    fn check_images(&self, directory: &Path, replaced: Option<&Path>) -> Result<(), DisksError> {
+        let first = self.first()?;
+        let path = match replaced {
+            Some(path) => path.to_owned(),
+            None => first.path(directory)?,
+        };
+        let options = DiskOptions { read_only: true, format: Some(first.format()), ..DiskOptions::default() };
+        let disk = Disk::open(&path, &options).map_err(DisksError::image(&self.name))?;
+        if disk.size() != self.size {
+            let what = format!(
+                "{} holds a disk of {} bytes, and held {} when the snapshot was taken",
+                path.display(),
+                disk.size(),
+                self.size
+            );
+            return Err(self.changed(what));
+        }
+        let (found, expected) = (disk.layers().len(), self.images.len());
+        if found != expected {
+            let what = format!(
+                "{} and what lies behind it are {found} images, and were {expected} when the snapshot was taken",
+                path.display()
+            );
+            return Err(self.changed(what));
+        }
+        let mut layers = disk.layers().iter().zip(&self.images);
+        layers.try_for_each(|(layer, image)| {
+            image.check(layer, replaced.is_some()).map_err(|what| self.changed(what))
+        })
+    }
+
+    fn changed(&self, what: String) -> DisksError {
+        let advice = if self.mode == DiskMode::Copy || self.first().is_ok_and(SavedImage::is_inside) {
+            "the snapshot is damaged: bring the file back from where it was copied to"
+        } else {
+            "bring it back to what it was, or say where a copy of that is"
+        };
+        DisksError::Changed { disk: self.name.clone(), what, advice }
+    }
+
+    /// What the machine is to have, if all that it needs is there.
+    fn spec(
+        &self,
+        directory: &Path,
+        described: &DiskSpec,
+        replaced: Option<PathBuf>,
+        overlay: Option<PathBuf>,
+        write_references: bool,
+    ) -> Result<DiskSpec, DisksError> {
+        let unfit = |what| Err(DisksError::Unfit { disk: self.name.clone(), what });
+        let first = self.first()?;
+        let path = match replaced {
+            Some(path) => std::path::absolute(&path).unwrap_or(path),
+            None => first.path(directory)?,
+        };
+        let verified = matches!(described.source, DiskSource::Image { verify: true, .. });
+        let image = |path, format: Format, changes, verify| DiskSource::Image {
+            path,
+            format: Some(format),
+            changes,
+            verify,
+        };
+        let written = write_references && self.mode == DiskMode::Reference && !self.read_only;
+        let source = match overlay {
+            Some(_) if self.read_only => return unfit("is only read, so it has no changes to keep"),
+            Some(_) if written => {
+                return unfit("is written to itself, so it has no changes to keep elsewhere");
+            }
+            Some(overlay) => image(path, first.format(), Changes::Overlay(overlay), false),
+            None if self.read_only => image(path, first.format(), Changes::Image, verified),
+            None if !written => image(path, first.format(), Changes::Forgotten, false),
+            None => match (verified, self.images.get(1)) {
+                // What lies behind an overlay that was kept.
+                (true, Some(base)) => {
+                    let changes = Changes::Overlay(path);
+                    image(base.path(directory)?, base.format(), changes, true)
+                }
+                _ => image(path, first.format(), Changes::Image, false),
+            },
+        };
+        if verified && !matches!(source, DiskSource::Image { verify: true, .. }) {
+            log::warn!(
+                "what is read of {} is not verified any more: it lies behind an image without hashes",
+                self.name
+            );
+        }
+        Ok(DiskSpec { source, ..described.clone() })
+    }
+}
+
+impl SavedImage {
+    pub fn inside(name: String, format: Format, len: u64) -> Self {
+        Self { place: Place::Inside(name), qcow2: format == Format::Qcow2, len }
+    }
+
+    pub fn outside(path: &Path, format: Format, found: &Identity) -> Self {
+        let &Identity { device, inode, len, modified, changed: _, allocated: _ } = found;
+        let path = path.as_os_str().as_bytes().to_vec();
+        let place = Place::Outside { path, modified, device, inode };
+        Self { place, qcow2: format == Format::Qcow2, len }
+    }
+
+    fn is_inside(&self) -> bool {
+        matches!(self.place, Place::Inside(_))
+    }
+
+    fn format(&self) -> Format {
+        if self.qcow2 { Format::Qcow2 } else { Format::Raw }
+    }
+
+    fn path(&self, directory: &Path) -> Result<PathBuf, DisksError> {
+        match &self.place {
+            Place::Inside(name) if is_disk_name(name) => Ok(directory.join(DISKS).join(name)),
+            Place::Inside(_) => Err(DisksError::Inconsistent("an image has a name that none has")),
+            Place::Outside { path, .. } => Ok(PathBuf::from(OsStr::from_bytes(path))),
+        }
+    }
+
+    /// Fails with what is different. An image that the user says to be elsewhere now, and what lies behind that, may
+    /// have got another time there.
+    fn check(&self, found: &Layer, moved: bool) -> Result<(), String> {
+        let (path, now) = (found.path.display(), found.identity());
+        if found.format != self.format() {
+            return Err(format!("{path} is {} and was {}", found.format, self.format()));
+        }
+        if now.len != self.len {
+            return Err(format!(
+                "{path} has {} bytes, and had {} when the snapshot was taken",
+                now.len, self.len
+            ));
+        }
+        let &Place::Outside { modified, device, inode, .. } = &self.place else { return Ok(()) };
+        if now.modified != modified {
+            let what = format!("{path} was written to since the snapshot was taken");
+            if !moved {
+                return Err(what);
+            }
+            log::warn!("{what}, or it is a copy that has another time: it is taken for what it was");
+        } else if (now.device, now.inode) != (device, inode) {
+            log::warn!(
+                "{path} is another file than the one that the snapshot was taken of, with the same length and time"
+            );
+        }
+        Ok(())
+    }
+}
