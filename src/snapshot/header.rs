@@ -65,6 +65,11 @@ pub struct Entry {
 }
 
 impl Info {
+    /// What tells it from all others, as it is written where people read it.
+    pub fn id_in_hex(&self) -> String {
+        self.id.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// For sections that follow each other behind the table.
     pub(super) fn of(
         sections: &[Section],

@@ -9,6 +9,7 @@ use super::changes::{MEMORY_CHANGES, MemoryChanges};
 use super::header::HEADER_SIZE;
 use super::memory::{self, MEMORY_HASHES, MemoryHashes, PAGE};
 use super::{Error, Info, MEMORY, STATE, Section, Sections};
+use crate::saved::Saved;
 
 /// Opens a file that others may have put there: one that is no file does not make anybody wait.
 fn open(path: &Path) -> io::Result<File> {
@@ -75,6 +76,12 @@ impl Snapshot {
             sections.take_section(MEMORY_CHANGES)?;
         }
         Ok(sections)
+    }
+
+    /// The state in the section `name`, if there is one. The others are not read.
+    pub fn section<S: Saved>(&self, name: &str) -> Result<Option<S>, Error> {
+        let entry = self.info.sections.iter().find(|entry| entry.name == name);
+        entry.map(|entry| self.read_section(entry)?.decode()).transpose()
     }
 
     /// Whether its memory has only what changed since another snapshot.

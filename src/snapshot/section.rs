@@ -29,6 +29,14 @@ impl Section {
     }
 }
 
+impl Section {
+    /// The state that is in it.
+    pub fn decode<S: Saved>(self) -> Result<S, Error> {
+        let Self { name, bytes, .. } = self;
+        saved::decode(&bytes).map_err(|source| Error::Section { name, source })
+    }
+}
+
 /// The sections of a snapshot that is being read. Each is taken out once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sections(Vec<Section>);
@@ -41,8 +49,7 @@ impl Sections {
 
     /// Takes the state out that is in the section `name`.
     pub fn take<S: Saved>(&mut self, name: &str) -> Result<S, Error> {
-        let section = self.take_section(name)?;
-        saved::decode(&section.bytes).map_err(|source| Error::Section { name: name.to_owned(), source })
+        self.take_section(name)?.decode()
     }
 
     /// Takes the state out that is in the section `name`, if there is such a section.
@@ -56,6 +63,11 @@ impl Sections {
         let missing = || Error::Missing { name: name.to_owned() };
         let index = self.0.iter().position(|section| section.name == name).ok_or_else(missing)?;
         Ok(self.0.swap_remove(index))
+    }
+
+    /// Takes out the section `name`, which need not be there.
+    pub fn pass_over(&mut self, name: &str) {
+        self.0.retain(|section| section.name != name);
     }
 
     /// Makes sure that everything was taken out: state that nobody knows is not state that nobody needs.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::machine::Machine;
-use super::{Error, SavedDisks};
+use super::{Error, SavedDescription, SavedDisks};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{GuestMemory, PAGE_SIZE, PageSet, Untracked};
 use crate::saved::Saved;
@@ -253,6 +253,11 @@ impl Drafted {
     /// Adds what the machine's disks were kept as.
     pub fn add_disks(&mut self, disks: &SavedDisks) {
         self.sections.push(Section::of(SavedDisks::NAME, disks));
+    }
+
+    /// Notes how the machine was described.
+    pub fn describe(&mut self, description: &SavedDescription) {
+        self.sections.push(Section::of(SavedDescription::NAME, description));
     }
 
     /// Waits until it is on the disk, and puts it in its place.

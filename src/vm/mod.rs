@@ -51,7 +51,7 @@ pub use outcome::Outcome;
 pub use processors::offered_flags;
 pub use rate::RateError;
 pub use restore::CannotRestore;
-pub use saved::{CannotSave, SavedMachine};
+pub use saved::{CannotSave, SavedDescription, SavedMachine};
 pub use timeline::Timeline;
 pub use watch::INTERVAL as LOOK_INTERVAL;
 

@@ -17,7 +17,7 @@ use crate::devices::virtio::mmio::SavedTransport;
 use crate::hv::{self, Hypervisor, SavedInterrupts, SavedVcpu, Vcpu, Vm};
 use crate::memory::SavedLayout;
 use crate::saved::Saved;
-use crate::snapshot::{self, Section, Sections};
+use crate::snapshot::{self, Section, Sections, Snapshot};
 use crate::vcpu::VcpuThread;
 use crate::x86::topology::Topology;
 
@@ -63,6 +63,26 @@ impl Parts {
 
     pub fn processors(&self) -> u64 {
         u64::from(self.sockets).saturating_mul(self.cores.into()).saturating_mul(self.threads.into())
+    }
+}
+
+/// How a machine was described, for those who restore it without being told. What it is made of is in the other sections,
+/// so that one who is told may pass it over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDescription {
+    /// The description, as in a configuration file.
+    pub text: String,
+}
+
+impl Saved for SavedDescription {
+    const NAME: &'static str = "description";
+    const VERSION: u16 = 1;
+}
+
+impl SavedDescription {
+    /// That of a snapshot, if it has one.
+    pub fn of(snapshot: &Snapshot) -> Result<Option<Self>, snapshot::Error> {
+        snapshot.section(Self::NAME)
     }
 }
 
@@ -133,6 +153,7 @@ impl SavedMachine {
         fn of<S: Saved>(sections: &mut Sections) -> Result<S, snapshot::Error> {
             sections.take(S::NAME)
         }
+        sections.pass_over(SavedDescription::NAME);
         let from = &mut sections;
         let parts: Parts = of(from)?;
         // A section that is missing ends this long before any absurd number does.

@@ -46,7 +46,7 @@ fn told(subscription: &Subscription) -> Vec<(State, State, String)> {
     std::iter::from_fn(|| subscription.next())
         .map(|news| match news {
             News::Event(Event { what: What::State { from, to, by, .. }, .. }) => (from, to, by),
-            News::Lost(count) => panic!("{count} are lost"),
+            news => panic!("{news:?} is no transition"),
         })
         .collect()
 }

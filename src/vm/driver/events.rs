@@ -47,6 +47,16 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none")]
         end: Option<Ending>,
     },
+    /// A snapshot of it has been taken.
+    Snapshot {
+        /// Where it is.
+        directory: String,
+        /// By what it is told from all others.
+        id: String,
+        /// How long the guest stood still for it, in microseconds.
+        #[serde(rename = "stopped-for-us")]
+        stopped_for_us: u64,
+    },
 }
 
 /// Everybody who wants to know.

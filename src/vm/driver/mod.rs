@@ -7,37 +7,38 @@
 //!
 //! To pause is to bring the processors to rest between two instructions first, and to have the devices finish then what they
 //! have begun; to resume goes the other way round. To stop is to ask the guest, by its power button, and to kill it when its
-//! time is over. What needs a machine at rest, as a snapshot does, is done by [`Handle::at_rest`].
+//! time is over. What needs a machine at rest is done by [`Handle::at_rest`]; [`Handle::snapshot`] does it for a moment only,
+//! and all that takes long on the thread of whoever asks, so that nobody else waits for it.
 
 mod events;
+mod origin;
+mod snapshot;
 mod table;
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::watch::INTERVAL;
-use super::{Error, Machine, Outcome};
+use super::{Error, Machine};
 use crate::hv::Vm;
 use crate::{event, threads};
 use events::Events;
 pub use events::{CAPACITY as EVENTS_KEPT, Event, News, Subscription, What};
+use origin::ending;
+pub use origin::{Ending, Origin};
+pub use snapshot::{Order, Phase, SnapshotError, Step, Taken};
 pub use table::{Answer, Kind, Refusal, State, answer};
 
 const STACK_SIZE: usize = 128 << 10;
 /// How often a guest that was asked to end is asked again: one that is still booting does not hear the first time.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// The exit status of a machine that was killed, as a shell shows it of a process.
-const STATUS_KILLED: u8 = 128 + 9;
-/// The exit status when lodger itself could not go on.
-const STATUS_FAILED: u8 = 1;
 
 /// What somebody wants of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,51 +70,32 @@ impl Request {
     }
 }
 
-/// Who wanted something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// Whoever started the machine.
-    Owner,
-    /// Whoever sits at its terminal.
-    Terminal,
-    /// Somebody who sent a signal to the process.
-    Signal(i32),
-    /// The reader of its console, by going away.
-    Reader,
-    /// A client of the control socket.
-    Control,
-    /// The guest.
-    Guest,
-    /// The clock: the guest's time to end was over.
-    Timeout,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Owner => f.write_str("owner"),
-            Self::Terminal => f.write_str("terminal"),
-            Self::Signal(number) => write!(f, "signal {number}"),
-            Self::Reader => f.write_str("reader"),
-            Self::Control => f.write_str("control"),
-            Self::Guest => f.write_str("guest"),
-            Self::Timeout => f.write_str("timeout"),
-        }
-    }
-}
-
-/// How a machine ended, for those who have only words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Ending {
-    /// The exit status of the process that ran it.
-    pub status: u8,
-    /// Why it ended, with registers and all if the guest could not go on.
-    pub reason: String,
-}
-
 type Reply<T> = SyncSender<Result<T, Refusal>>;
-type Work<V> = Box<dyn FnOnce(Result<&Machine<V>, Refusal>) + Send>;
+type Work<V> = Box<dyn FnOnce(Result<Rest<'_, V>, Refusal>) -> (After, Told) + Send>;
+/// Tells whoever asked for the work, when what becomes of the machine afterwards is so.
+type Told = Box<dyn FnOnce() + Send>;
+
+/// A machine that stands still.
+struct Rest<'a, V: Vm> {
+    machine: &'a Machine<V>,
+    /// What it does otherwise.
+    state: State,
+    /// Since when.
+    since: Instant,
+    /// How often it was let run: it has not moved between two moments at which this is the same.
+    runs: u64,
+}
+
+/// What becomes of a machine that was brought to rest.
+#[derive(Debug, Clone, Copy)]
+enum After {
+    /// It does what it did before.
+    GoOn,
+    /// It stays paused.
+    Stay(Origin),
+    /// It ends here.
+    End(Origin),
+}
 
 enum Message<V: Vm> {
     Request { request: Request, origin: Origin, reply: Option<Reply<State>> },
@@ -128,6 +110,8 @@ struct Shared<V: Vm> {
     events: Events,
     /// Set when the machine has stopped.
     stopped: EventFd,
+    /// Whether somebody is taking a snapshot.
+    snapshot: AtomicBool,
 }
 
 struct Status {
@@ -151,6 +135,8 @@ pub struct Driver<V: Vm> {
     receiver: Receiver<Message<V>>,
     /// While the guest is asked to end.
     stopping: Option<Stopping>,
+    /// How often somebody has let it run.
+    runs: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -188,8 +174,9 @@ impl<V: Vm> Driver<V> {
             status: Mutex::new(status),
             events: Events::default(),
             stopped: event::create().map_err(Error::Event)?,
+            snapshot: AtomicBool::new(false),
         };
-        Ok(Self { machine: Arc::new(machine), shared: Arc::new(shared), receiver, stopping: None })
+        Ok(Self { machine: Arc::new(machine), shared: Arc::new(shared), receiver, stopping: None, runs: 0 })
     }
 
     /// A handle for others.
@@ -200,6 +187,11 @@ impl<V: Vm> Driver<V> {
     /// Lets the machine run for the first time, on this thread: a thread for the driver need not come before it.
     pub fn start(&mut self) -> Result<State, Refusal> {
         self.carry_out(Request::Start, Origin::Owner)
+    }
+
+    /// Has the machine stand still from the beginning on, in place of starting it.
+    pub fn hold(&mut self) -> Result<State, Refusal> {
+        self.carry_out(Request::Pause, Origin::Owner)
     }
 
     /// Drives the machine to its end, on a thread of its own.
@@ -283,7 +275,7 @@ impl<V: Vm> Driver<V> {
         };
         match to {
             State::Running => {
-                self.machine.resume();
+                self.let_run();
                 self.shared.status().started.get_or_insert_with(Instant::now);
                 self.change(to, origin);
             }
@@ -298,6 +290,11 @@ impl<V: Vm> Driver<V> {
         Ok(self.state())
     }
 
+    fn let_run(&mut self) {
+        self.runs += 1;
+        self.machine.resume();
+    }
+
     /// Asks the guest, which has to run to hear it.
     fn ask_to_end(&mut self, request: Request, origin: Origin) {
         let Request::Stop { patience } = request else { return };
@@ -309,7 +306,7 @@ impl<V: Vm> Driver<V> {
         match self.state() {
             State::Stopping => {}
             State::Paused => {
-                self.machine.resume();
+                self.let_run();
                 self.change(State::Stopping, origin);
             }
             _ => self.change(State::Stopping, origin),
@@ -333,16 +330,22 @@ impl<V: Vm> Driver<V> {
         self.take_note_of_end();
         let state = self.state();
         if answer(state, Kind::AtRest) == Answer::Refused {
-            return work(Err(Refusal { state, request: Kind::AtRest }));
+            let (_, tell) = work(Err(Refusal { state, request: Kind::AtRest }));
+            return tell();
         }
+        let since = Instant::now();
         // For a moment only, so that nobody is told.
         if state == State::Running {
             self.machine.pause();
         }
-        work(Ok(&self.machine));
-        if state == State::Running {
-            self.machine.resume();
+        let (after, tell) = work(Ok(Rest { machine: &self.machine, state, since, runs: self.runs }));
+        match (after, state) {
+            (After::End(by), _) => self.end(by),
+            (After::Stay(by), State::Running) => self.change(State::Paused, by),
+            (After::GoOn, State::Running) => self.machine.resume(),
+            _ => {}
         }
+        tell();
     }
 
     fn end(&mut self, by: Origin) {
@@ -366,25 +369,6 @@ impl<V: Vm> Driver<V> {
         let end = status.ending.clone();
         // Under the lock: who subscribes and asks for the state then has all that follows it.
         self.shared.events.tell(What::State { from, to, by: by.to_string(), end });
-    }
-}
-
-fn ending(by: Origin, outcome: Option<&Outcome>) -> Ending {
-    let killed = |reason: &str| Ending { status: STATUS_KILLED, reason: reason.to_owned() };
-    match (by, outcome) {
-        (Origin::Guest, Some(outcome)) => {
-            Ending { status: outcome.status(), reason: outcome.to_string().trim_end().to_owned() }
-        }
-        (Origin::Terminal, _) => Ending { status: 0, reason: "its user left it".to_owned() },
-        (Origin::Signal(number), _) => Ending {
-            status: u8::try_from(128 + number).unwrap_or(u8::MAX),
-            reason: format!("signal {number} ended it"),
-        },
-        (Origin::Reader, _) => {
-            Ending { status: STATUS_FAILED, reason: "nobody reads its console any longer".to_owned() }
-        }
-        (Origin::Timeout, _) => killed("it was killed: the guest did not end in the time that it had"),
-        _ => killed("it was killed"),
     }
 }
 
@@ -431,10 +415,23 @@ impl<V: Vm> Handle<V> {
         &self,
         work: impl FnOnce(&Machine<V>) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
+        self.while_at_rest(|rest| (work(rest.machine), After::GoOn))
+    }
+
+    /// The same for work that says what becomes of the machine afterwards.
+    fn while_at_rest<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Rest<'_, V>) -> (T, After) + Send + 'static,
+    ) -> Result<T, Refusal> {
         let (reply, answered) = mpsc::sync_channel(1);
-        self.send(Message::AtRest(Box::new(move |machine: Result<&Machine<V>, Refusal>| {
+        self.send(Message::AtRest(Box::new(move |rest: Result<Rest<'_, V>, Refusal>| {
+            let (result, after) = match rest.map(work) {
+                Ok((result, after)) => (Ok(result), after),
+                Err(refusal) => (Err(refusal), After::GoOn),
+            };
             // Who has gone does not want to know.
-            let _ = reply.send(machine.map(work));
+            let tell = move || drop(reply.send(result));
+            (after, Box::new(tell) as Told)
         })));
         let gone = || Refusal { state: State::Stopped, request: Kind::AtRest };
         answered.recv().unwrap_or_else(|_| Err(gone()))

@@ -84,7 +84,8 @@ pub fn answer(state: State, request: Kind) -> Answer {
     use State::{Created, Paused, Running, Stopped, Stopping};
     match (state, request) {
         (Created, Kind::Start) | (Paused, Kind::Resume) => Go(Running),
-        (Running, Kind::Pause) => Go(Paused),
+        // One that is held from its beginning on has not run yet, and does when it is resumed.
+        (Created | Running, Kind::Pause) => Go(Paused),
         // Who has never run has nothing to end, and nobody to ask.
         (Created, Kind::Stop) => Go(Stopped),
         (Running | Paused, Kind::Stop) => Go(Stopping),
@@ -96,7 +97,7 @@ pub fn answer(state: State, request: Kind) -> Answer {
         // A second request to stop may be a more impatient one.
         (Stopping, Kind::Stop) => Go(Stopping),
         (Stopped, Kind::Stop | Kind::Kill | Kind::End) => Already,
-        (Created, Kind::Pause | Kind::Resume | Kind::End)
+        (Created, Kind::Resume | Kind::End)
         | (Paused, Kind::Start)
         | (Stopping | Stopped, Kind::Start | Kind::Pause | Kind::Resume | Kind::AtRest) => Refused,
     }
@@ -145,7 +146,7 @@ mod tests {
         #[rustfmt::skip]
         let table = [
             //            start        pause       resume       stop          kill         at rest      end
-            (Created,  [Go(Running), No,         No,          Go(Stopped),  Go(Stopped), Go(Created), No]),
+            (Created,  [Go(Running), Go(Paused), No,          Go(Stopped),  Go(Stopped), Go(Created), No]),
             (Running,  [Has,         Go(Paused), Has,         Go(Stopping), Go(Stopped), Go(Running), Go(Stopped)]),
             (Paused,   [No,          Has,        Go(Running), Go(Stopping), Go(Stopped), Go(Paused),  Go(Stopped)]),
             (Stopping, [No,          No,         No,          Go(Stopping), Go(Stopped), No,          Go(Stopped)]),
