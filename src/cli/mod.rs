@@ -7,6 +7,7 @@ mod detach;
 mod disk;
 mod doctor;
 mod flags;
+mod guest;
 mod keyboard;
 mod profile;
 mod run;

@@ -1,31 +1,20 @@
 //! `lodger run`: boots a guest and connects it to the terminal.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
-use lodger::boot::{Entry, Flat, Symbols};
-use lodger::console::{self, Audience, Console, Shown, Spec};
-use lodger::control::{Served, Server};
-use lodger::hv::Vm;
-use lodger::hv::kvm::Kvm;
+use lodger::boot::{Entry, Flat};
+use lodger::console::Spec;
 use lodger::vm::description::Description;
-use lodger::vm::driver::{Driver, Handle, Origin, Request};
 use lodger::vm::{
-    BalloonSpec, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name, Outcome,
-    PortSpec, Timeline, inspect,
+    BalloonSpec, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name, PortSpec,
+    Timeline,
 };
 
 use super::AnyError;
-use super::attend::{attend, tell_size, wait_for_reader};
 use super::describe;
-use super::detach::{Side, detach};
 use super::flags::{self, CpuChoice};
-use super::keyboard::Keyboard;
-use super::profile::{Names, ProfileArgs, Profiling};
-use super::say::say;
-use super::signals::Signals;
-use super::stats;
+use super::guest::{self, Guest, ShownArgs};
 
 /// Boot a guest in this process.
 #[derive(Args)]
@@ -185,16 +174,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHEN")]
     completion: Option<Completion>,
 
-    /// Print how long each phase of the start took, to standard error
-    #[arg(long, conflicts_with = "detach")]
-    timing: bool,
-
-    /// Print what the guest did (exits by kind, what was completed, accesses nobody answered), to standard error
-    #[arg(long, conflicts_with = "detach")]
-    stats: bool,
-
     #[command(flatten)]
-    profile: ProfileArgs,
+    shown: ShownArgs,
 }
 
 impl RunArgs {
@@ -243,7 +224,7 @@ fn replace<T>(value: &mut T, given: Option<T>) {
 }
 
 /// Runs the guest to its end; returns the process's exit status.
-pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
+pub fn run(arguments: &RunArgs, timeline: Timeline) -> Result<u8, AnyError> {
     if arguments.cpu == Some(CpuChoice::Help) {
         return flags::print().map(|()| 0);
     }
@@ -251,145 +232,14 @@ pub fn run(arguments: &RunArgs, mut timeline: Timeline) -> Result<u8, AnyError> 
     if arguments.print_config {
         return describe::print(description).map(|()| 0);
     }
-    let detaching = match arguments.detach.then(detach).transpose()? {
-        Some(Side::Typed(status)) => return Ok(status),
-        Some(Side::Guest(detaching)) => Some(detaching),
-        None => None,
+    let guest = Guest {
+        description,
+        restored_from: None,
+        detach: arguments.detach,
+        paused: false,
+        shown: &arguments.shown,
     };
-    timeline.mark("command line read");
-    console::install_panic_hook();
-    console::catch_fatal_signals();
-    let kvm = Kvm::open()?;
-    timeline.mark("KVM opened and probed");
-    let Description { config, console: place } = description;
-    let console_file = match &place {
-        console::Spec::File(path) => Some(path.as_path()),
-        _ => None,
-    };
-    config.check_outputs(console_file)?;
-    let has_log = detaching.is_some() && place == Spec::Stdio;
-    let mut console = if has_log { Console::log()? } else { Console::connect(&place)? };
-    let output = console.output();
-    let audience = Arc::new(Audience::default());
-    let shown = Arc::new(Shown { output: Arc::clone(&output), audience: Arc::clone(&audience) });
-    let names = Names::new(&arguments.profile, &config)?;
-    let machine = Machine::build(&kvm, &config, shown, &mut timeline)?;
-    console.empty_file()?;
-    let mut driver = Driver::new(machine)?;
-    let handle = driver.handle();
-    let machine = handle.machine();
-    if let Some(path) = console.pty_path() {
-        say!("lodger: the console is on {}", path.display());
-    }
-    for (line, path) in machine.lines().iter().filter_map(|line| Some((line, line.pty_path()?))) {
-        say!("lodger: the port {} is on {}", line.name(), path.display());
-    }
-    tell_size(machine, &console);
-    let profiling = Profiling::start(&arguments.profile, machine)?;
-    // Building may take long (memory to be filled in). Until here signals end the process as they end any
-    // other, and the terminal is the user's.
-    let signals = Signals::block()?;
-    console.take_terminal()?;
-    if has_log {
-        console.begin_log(machine.make_directory()?)?;
-    }
-    driver.start()?;
-    output.start();
-    let mut driver = driver.spawn()?;
-    let served = Served {
-        handle: handle.clone(),
-        audience,
-        description: inspect::Description::from(&config),
-        has_log,
-    };
-    let mut server = match detaching {
-        Some(detaching) => {
-            let server = Server::start(served)?;
-            let name = machine.name().map(ToString::to_string).unwrap_or_default();
-            detaching.finish(&name, machine.make_directory()?)?;
-            server
-        }
-        None => Server::start_later(served)?,
-    };
-    let attended = attend(&handle, Keyboard::of(machine), &mut console, &signals);
-    // If it could not be attended, it has not stopped yet.
-    handle.post(Request::Kill, Origin::Owner);
-    driver.join();
-    let end = attended.map(|()| handle.ended_by());
-    let profiled = profiling.map(Profiling::finish);
-    if matches!(end, Ok(Some(Origin::Guest))) && console.pty_path().is_none() {
-        wait_for_reader(&output, &signals)?;
-    }
-    let on_terminal = console.is_interactive();
-    let complete = console.close();
-    // Not before all of the output is in the log.
-    server.close();
-    if let Some(moment) = output.first_byte_at() {
-        timeline.mark_at("first byte of output", moment);
-    }
-    if arguments.timing {
-        stats::print_timing(&timeline);
-    }
-    if arguments.stats {
-        stats::print_stats(machine);
-    }
-    if on_terminal && matches!(end, Ok(Some(Origin::Terminal))) {
-        // The shell's prompt shall not follow on the guest's line.
-        say!("");
-    }
-    let is_fatal = matches!(machine.outcome(), Some(Outcome::Fatal(_)));
-    let symbols = (profiled.is_some() || is_fatal).then(|| names.look_up()).flatten();
-    let status =
-        end.map_err(AnyError::from).and_then(|end| conclude(&handle, end, complete, symbols.as_ref()));
-    match (status, profiled.map(|profiled| profiled.write(symbols.as_ref()))) {
-        (Ok(0), Some(Err(error))) => Err(error),
-        // The guest's own failure is the more important one.
-        (status, Some(Err(error))) => {
-            say!("lodger: {error}");
-            status
-        }
-        (status, _) => status,
-    }
-}
-
-/// Says what is worth saying about the end, and finds the exit status.
-fn conclude<V: Vm>(
-    handle: &Handle<V>,
-    end: Option<Origin>,
-    complete: Result<(), console::Error>,
-    symbols: Option<&Symbols>,
-) -> Result<u8, AnyError> {
-    let machine = handle.machine();
-    let by_itself = end == Some(Origin::Guest);
-    let ending =
-        handle.ending().ok_or("the thread that drives the guest is gone; this is a bug of lodger")?;
-    match end {
-        Some(Origin::Reader) => {
-            return Err("console output has no reader any longer, so the guest was ended".into());
-        }
-        Some(Origin::Control | Origin::Timeout) => say!("lodger: {}", ending.reason),
-        Some(Origin::Guest) => match machine.wait() {
-            Outcome::Fatal(report) => {
-                say!("lodger: {}", report.with_symbols(symbols).to_string().trim_end());
-                if let Some(code) = machine.last_post_code() {
-                    say!("  last POST code: {code:#04x}");
-                }
-            }
-            outcome @ (Outcome::Failed(_) | Outcome::Panicked | Outcome::GuestPanicked | Outcome::Halted) => {
-                say!("lodger: {outcome}");
-            }
-            _ => {}
-        },
-        _ => {}
-    }
-    let status = ending.status;
-    match complete {
-        Err(error) if by_itself && status == 0 => return Err(error.into()),
-        // Whoever ends a guest in the middle of its output does not expect all of it.
-        Err(console::Error::Unread { .. }) if !by_itself => {}
-        // The guest's own failure is the more important one.
-        Err(error) => say!("lodger: {error}"),
-        Ok(()) => {}
-    }
-    Ok(status)
+    guest::host(&guest, timeline, |kvm, config, console, timeline| {
+        Ok(Machine::build(kvm, config, console, timeline)?)
+    })
 }

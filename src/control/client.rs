@@ -109,6 +109,18 @@ impl Client {
         self.call(method, params)
     }
 
+    /// The same, and tells `tell` how far the work is whenever it is told.
+    pub fn call_watching(
+        &mut self,
+        method: &str,
+        params: Value,
+        tell: &mut dyn FnMut(&Value),
+    ) -> Result<Value, ClientError> {
+        self.be_patient()?;
+        self.ask(method, params)?;
+        self.answer_watching(tell)
+    }
+
     /// From now on answers and events may take as long as they take.
     pub fn be_patient(&mut self) -> Result<(), ClientError> {
         self.reader.get_ref().set_read_timeout(None).map_err(|source| self.lost(source))
@@ -139,8 +151,16 @@ impl Client {
     }
 
     fn answer(&mut self) -> Result<Value, ClientError> {
-        let Some(mut answer) = self.receive()? else {
-            return Err(self.lost(io::ErrorKind::UnexpectedEof.into()));
+        self.answer_watching(&mut |_| ())
+    }
+
+    fn answer_watching(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<Value, ClientError> {
+        let mut answer = loop {
+            let line = self.receive()?.ok_or_else(|| self.lost(io::ErrorKind::UnexpectedEof.into()))?;
+            match line.get("progress") {
+                Some(progress) => tell(progress),
+                None => break line,
+            }
         };
         if let Some(error) = answer.get("error") {
             let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();

@@ -13,9 +13,12 @@ use super::line::LONGEST;
 use super::*;
 use crate::console::{Audience, Output, Shown};
 use crate::hv::fake::{FakeHypervisor, FakeVm, Step};
+use crate::snapshot::Snapshot;
+use crate::storage::testing::TempDir;
+use crate::vm::description::Description;
 use crate::vm::driver::{Driver, DriverThread, Origin, Request, State};
-use crate::vm::inspect::Description;
-use crate::vm::{Completion, Config, Machine};
+use crate::vm::inspect::RestoredFrom;
+use crate::vm::{Completion, Config, Machine, SavedDescription};
 
 /// A machine that runs and is served.
 struct Vm {
@@ -30,7 +33,8 @@ fn vm(script: &[Step]) -> Vm {
         Config { completion: Completion::Off, balloon: Some(Default::default()), ..Config::default() };
     let audience = Arc::new(Audience::default());
     let shown = Shown { output: Arc::new(Output::discard()), audience: Arc::clone(&audience) };
-    let machine = Machine::new(&FakeHypervisor::new(script.to_vec()), &config, Arc::new(shown)).unwrap();
+    let hypervisor = Arc::new(FakeHypervisor::new(script.to_vec()));
+    let machine = Machine::new(&*hypervisor, &config, Arc::new(shown)).unwrap();
     let driver = Driver::new(machine).unwrap().spawn().unwrap();
     driver.handle().request(Request::Start, Origin::Owner).unwrap();
     let handle = driver.handle().clone();
@@ -38,7 +42,9 @@ fn vm(script: &[Step]) -> Vm {
     let served = Served {
         handle,
         audience: Arc::clone(&audience),
-        description: Description::from(&config),
+        hypervisor,
+        description: Description { config, ..Description::default() },
+        restored_from: Some(RestoredFrom { directory: "/before".to_owned(), id: "f00d".to_owned() }),
         has_log: false,
     };
     Vm { server: Server::start(served).unwrap(), driver, socket, audience }
@@ -86,6 +92,7 @@ fn every_method_answers() {
     assert_eq!(result("ping")["program"], "lodger");
     let status = result("status");
     assert_eq!((&status["state"], &status["pid"]), (&json!("running"), &json!(std::process::id())));
+    assert_eq!(status["restored-from"], json!({ "directory": "/before", "id": "f00d" }));
     assert_eq!(result("pause"), json!({ "state": "paused" }));
     assert_eq!(result("inspect")["state"], "paused");
     assert_eq!(result("pause"), json!({ "state": "paused" }));
@@ -102,6 +109,71 @@ fn every_method_answers() {
         ask(&mut client, method("resume"))["error"]["message"],
         "a VM that has stopped cannot be resumed"
     );
+}
+
+/// The lines before the answer, and that.
+fn snapshot(client: &mut UnixStream, params: Value) -> (Vec<Value>, Value) {
+    let request = json!({ "id": "s", "method": "snapshot", "params": params });
+    client.write_all(format!("{request}\n").as_bytes()).unwrap();
+    let mut told = Vec::new();
+    loop {
+        let line = line(client).unwrap();
+        if line.get("progress").is_none() {
+            return (told, line);
+        }
+        told.push(line);
+    }
+}
+
+#[test]
+fn a_snapshot_is_answered_when_it_is_there_and_told_as_an_event() {
+    let vm = vm(&[]);
+    let dir = TempDir::new();
+    let place = dir.path().join("snapshot");
+    let (mut client, mut listening) = (vm.connect(), vm.connect());
+    ask(&mut listening, method("events"));
+    let (progress, answer) = snapshot(&mut client, json!({ "directory": place }));
+    assert!(progress.iter().all(|line| line["id"] == "s"), "{progress:?}");
+    assert_eq!(progress[0]["progress"], json!({ "phase": "memory", "done": 0, "total": 256 << 20 }));
+    let (found, result) = (Snapshot::open(&place).unwrap(), &answer["result"]);
+    assert_eq!(result["directory"], json!(place));
+    assert_eq!((&result["id"], &result["state"]), (&json!(found.info().id_in_hex()), &json!("running")));
+    let text = SavedDescription::of(&found).unwrap().unwrap().text;
+    assert!(Description::from_toml(&text).unwrap().config.balloon.is_some(), "{text}");
+    let event = line(&mut listening).unwrap();
+    for field in ["directory", "id", "stopped-for-us"] {
+        assert_eq!(event[field], result[field], "{event}");
+    }
+    // A second one in that place, with which the machine ends.
+    let (_, answer) = snapshot(&mut client, json!({ "directory": place, "stop": true }));
+    assert_eq!(answer["result"]["state"], "stopped");
+    assert!(Snapshot::open(&place).unwrap().info().id_in_hex() != event["id"].as_str().unwrap());
+    let (_, answer) = snapshot(&mut client, json!({ "directory": place }));
+    assert_eq!(answer["error"]["code"], "state");
+}
+
+#[test]
+fn a_snapshot_is_completed_for_a_client_that_goes_away() {
+    let vm = vm(&[]);
+    let dir = TempDir::new();
+    let place = dir.path().join("snapshot");
+    let request = json!({ "method": "snapshot", "params": { "directory": place, "stop": true } });
+    vm.connect().write_all(format!("{request}\n").as_bytes()).unwrap();
+    assert_eq!(ask(&mut vm.connect(), method("wait"))["result"]["status"], 0);
+    Snapshot::open(&place).unwrap().check().unwrap();
+}
+
+#[test]
+fn why_there_can_be_no_snapshot_is_answered() {
+    let vm = vm(&[]);
+    let dir = TempDir::new();
+    std::fs::write(dir.path().join("letter"), "").unwrap();
+    let mut client = vm.connect();
+    let (_, answer) = snapshot(&mut client, json!({ "directory": dir.path() }));
+    assert_eq!(answer["error"]["code"], "failed");
+    let said = answer["error"]["message"].as_str().unwrap();
+    assert!(said.contains("is no snapshot, so it is not replaced"), "{said}");
+    assert_eq!(vm.state(), State::Running);
 }
 
 #[test]

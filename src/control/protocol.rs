@@ -1,12 +1,15 @@
 //! What goes over the control socket, each in a line of JSON. `docs/control-protocol.md` says what it means.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::vm::driver::{Ending, News, State};
+use crate::vm::driver::{Ending, News, SnapshotError, State, Step, Taken};
+use crate::vm::inspect::RestoredFrom;
+use crate::{snapshot, vm};
 
 /// The protocol's version: what was there in it means the same as long as the number is the same.
 pub const PROTOCOL: u32 = 1;
@@ -28,6 +31,7 @@ pub enum Call {
     Balloon { target: Option<u64> },
     Attach,
     Logs { follow: bool },
+    Snapshot { directory: PathBuf, stop: bool },
 }
 
 /// Why a request is not carried out.
@@ -81,6 +85,25 @@ struct LogsParams {
     follow: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotParams {
+    directory: PathBuf,
+    #[serde(default)]
+    stop: bool,
+}
+
+impl SnapshotParams {
+    /// Where the client is does not count here.
+    fn call(self) -> Result<Call, Failure> {
+        let Self { directory, stop } = self;
+        if directory.is_absolute() {
+            return Ok(Call::Snapshot { directory, stop });
+        }
+        Err(Failure::new("params", "the directory of a snapshot is an absolute path"))
+    }
+}
+
 /// What a line asks for, and the id with which it wants to be answered.
 pub fn parse(line: &[u8]) -> (Value, Result<Call, Failure>) {
     let envelope: Envelope = match serde_json::from_slice(line) {
@@ -113,12 +136,13 @@ fn call(method: &str, params: Map<String, Value>) -> Result<Call, Failure> {
             Ok(Call::Stop { patience: timeout_ms.map_or(PATIENCE, Duration::from_millis) })
         }
         "balloon" => read(method, params).map(|BalloonParams { target }| Call::Balloon { target }),
+        "snapshot" => read::<SnapshotParams>(method, params)?.call(),
         "logs" => read(method, params).map(|LogsParams { follow }| Call::Logs { follow }),
         // What it said may be as long as a line.
         _ => Err(Failure::new(
             "unknown-method",
             "there is no such method; there are version, ping, status, inspect, pause, resume, stop, kill, wait, \
-             events, balloon, attach and logs",
+             events, balloon, attach, logs and snapshot",
         )),
     }
 }
@@ -145,6 +169,38 @@ pub fn event(news: &News) -> Vec<u8> {
     }
 }
 
+/// How far the work on a request is, with the line's end.
+pub fn progress(id: &Value, step: Step) -> Vec<u8> {
+    line(&json!({ "id": id, "progress": step }))
+}
+
+/// A snapshot that was taken.
+pub fn taken(taken: &Taken) -> Value {
+    let Taken { directory, info, size, stopped_for, state } = taken;
+    json!({
+        "directory": directory.display().to_string(),
+        "id": info.id_in_hex(),
+        "size": size,
+        "memory-size": info.memory_size,
+        "stopped-for-us": u64::try_from(stopped_for.as_micros()).unwrap_or(u64::MAX),
+        "state": state,
+    })
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let code = match &error {
+            SnapshotError::Busy
+            | SnapshotError::Failed(vm::Error::Snapshot(snapshot::Error::Busy { .. })) => "busy",
+            SnapshotError::Refused(_)
+            | SnapshotError::RunOn { .. }
+            | SnapshotError::Failed(vm::Error::Save(_)) => "state",
+            SnapshotError::Failed(_) => "failed",
+        };
+        Self::new(code, error)
+    }
+}
+
 fn line(value: &Value) -> Vec<u8> {
     let mut line = value.to_string().into_bytes();
     line.push(b'\n');
@@ -167,6 +223,9 @@ pub struct Status {
     pub memory: u64,
     /// How many seconds ago it started to run.
     pub uptime: Option<f64>,
+    /// The snapshot with which it began, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<RestoredFrom>,
 }
 
 /// How a machine stands after a transition.
@@ -201,6 +260,14 @@ mod tests {
             (r#"{"method":"balloon","params":{"target":4096}}"#, Call::Balloon { target: Some(4096) }),
             (r#"{"method":"logs","params":{"follow":true}}"#, Call::Logs { follow: true }),
             (r#"{"method":"logs"}"#, Call::Logs { follow: false }),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a/b"}}"#,
+                Call::Snapshot { directory: "/a/b".into(), stop: false },
+            ),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","stop":true}}"#,
+                Call::Snapshot { directory: "/a".into(), stop: true },
+            ),
         ] {
             assert_eq!(parsed(text), Ok(expected), "{text}");
         }
@@ -219,6 +286,9 @@ mod tests {
             (r#"{"method":"teleport"}"#, "unknown-method", "there are version"),
             (r#"{"method":"pause","params":{"now":true}}"#, "params", "now"),
             (r#"{"method":"stop","params":{"timeout-ms":-1}}"#, "params", "the params of stop"),
+            (r#"{"method":"snapshot"}"#, "params", "directory"),
+            (r#"{"method":"snapshot","params":{"directory":"a/b"}}"#, "params", "an absolute path"),
+            (r#"{"method":"snapshot","params":{"directory":""}}"#, "params", "an absolute path"),
             (r#"{"method":"balloon","params":{"target":"4M"}}"#, "params", "the params of balloon"),
         ] {
             let failure = parsed(text).unwrap_err();

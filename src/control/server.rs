@@ -16,10 +16,11 @@ use super::protocol::{self, Failure};
 use super::session::Session;
 use super::{SOCKET, wait};
 use crate::console::{Audience, LineError, Socket};
-use crate::hv::Vm;
+use crate::hv::Hypervisor;
 use crate::vm::DirectoryError;
+use crate::vm::description::Description;
 use crate::vm::driver::{Handle, State};
-use crate::vm::inspect::Description;
+use crate::vm::inspect::RestoredFrom;
 use crate::{event, threads};
 
 /// How many clients there can be at once.
@@ -33,13 +34,17 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What is served.
-pub struct Served<V: Vm> {
+pub struct Served<H: Hypervisor> {
     /// By which the machine is asked for something.
-    pub handle: Handle<V>,
+    pub handle: Handle<H::Vm>,
+    /// What runs it.
+    pub hypervisor: Arc<H>,
     /// Who hears its console.
     pub audience: Arc<Audience>,
-    /// How it was described.
+    /// How it was described, with absolute paths: snapshots are restored elsewhere.
     pub description: Description,
+    /// The snapshot with which it began, if it did.
+    pub restored_from: Option<RestoredFrom>,
     /// Whether its console's output is kept in its directory.
     pub has_log: bool,
 }
@@ -57,6 +62,11 @@ pub enum ServerError {
     #[error("cannot serve the control socket: {0}")]
     Io(#[from] io::Error),
 }
+
+/// A hypervisor that machines can be served of: their snapshots are taken on several threads.
+pub trait Servable: Hypervisor + Send + Sync + 'static {}
+
+impl<H: Hypervisor + Send + Sync + 'static> Servable for H {}
 
 /// A server, which ends with the value.
 pub struct Server {
@@ -92,13 +102,13 @@ impl Idle {
 
 impl Server {
     /// Listens in the machine's directory, which is made if there is none, before it returns.
-    pub fn start<V: Vm>(served: Served<V>) -> Result<Self, ServerError> {
+    pub fn start<H: Servable>(served: Served<H>) -> Result<Self, ServerError> {
         let listener = listen(&served)?;
         Self::spawn(move |closing| serve(Arc::new(served), &listener, closing))
     }
 
     /// The same on the thread that serves, so that nobody waits for it. If it cannot be, a line in the log says why.
-    pub fn start_later<V: Vm>(served: Served<V>) -> Result<Self, ServerError> {
+    pub fn start_later<H: Servable>(served: Served<H>) -> Result<Self, ServerError> {
         Self::spawn(move |closing| {
             // Of a guest that is through already nobody can want anything.
             if served.handle.state() == State::Stopped {
@@ -135,14 +145,14 @@ impl Drop for Server {
     }
 }
 
-fn listen<V: Vm>(served: &Served<V>) -> Result<Socket, ServerError> {
+fn listen<H: Servable>(served: &Served<H>) -> Result<Socket, ServerError> {
     let directory = served.handle.machine().make_directory()?;
     // The directory is ours, and locked by ourselves.
     Ok(Socket::listen(&directory.join(SOCKET))?)
 }
 
 /// Takes clients until it is told to end.
-fn serve<V: Vm>(served: Arc<Served<V>>, listener: &Socket, closing: &Arc<EventFd>) {
+fn serve<H: Servable>(served: Arc<Served<H>>, listener: &Socket, closing: &Arc<EventFd>) {
     let birth = Instant::now();
     let mut clients: Vec<Client> = Vec::new();
     // SAFETY: the descriptor is open as long as `closing` lives.
@@ -168,9 +178,9 @@ fn serve<V: Vm>(served: Arc<Served<V>>, listener: &Socket, closing: &Arc<EventFd
     part(clients);
 }
 
-fn admit<V: Vm>(
+fn admit<H: Servable>(
     stream: UnixStream,
-    served: &Arc<Served<V>>,
+    served: &Arc<Served<H>>,
     closing: &Arc<EventFd>,
     birth: Instant,
 ) -> io::Result<Client> {

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::line::{LONGEST, Lines};
 use super::protocol::{self, Call, Failure, PROTOCOL, Status};
-use super::server::{Idle, Served};
+use super::server::{Idle, Servable, Served};
 use super::wait;
 use crate::console::LogReader;
-use crate::hv::Vm;
-use crate::vm::driver::{Origin, Request};
-use crate::vm::inspect::inspect;
+use crate::vm::driver::{Order, Origin, Phase, Request, Step, Taken};
+use crate::vm::inspect::{self, inspect};
+use crate::vm::{Changes, DiskSource, DiskSpec, SavedDescription};
 
 /// How much is read and written at once.
 const PIECE: usize = 4096;
@@ -26,9 +27,12 @@ const INPUT_RETRY: Duration = Duration::from_millis(10);
 /// How often it is looked whether a log has grown.
 const LOG_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often at most it is told how far a request is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// A client's session.
-pub struct Session<V: Vm> {
-    served: Arc<Served<V>>,
+pub struct Session<H: Servable> {
+    served: Arc<Served<H>>,
     stream: Arc<UnixStream>,
     closing: Arc<EventFd>,
     idle: Arc<Idle>,
@@ -43,9 +47,23 @@ const PIECES_AT_ONCE: usize = 16;
 type Next = io::Result<bool>;
 const LEAVE: Next = Ok(false);
 
-impl<V: Vm> Session<V> {
+/// What goes away with the machine is not there for the one that goes on.
+fn refuse_forgotten(disks: &[DiskSpec]) -> Result<(), Failure> {
+    let is_forgotten = |disk: &&DiskSpec| {
+        matches!(
+            disk.source,
+            DiskSource::Ephemeral { .. } | DiskSource::Image { changes: Changes::Forgotten, .. }
+        )
+    };
+    disks.iter().find(is_forgotten).map_or(Ok(()), |disk| {
+        let advice = "start it with overlay=FILE, or with an image, to take snapshots of it";
+        Err(Failure::new("state", format!("the disk {disk} is forgotten with this VM: {advice}")))
+    })
+}
+
+impl<H: Servable> Session<H> {
     pub fn new(
-        served: Arc<Served<V>>,
+        served: Arc<Served<H>>,
         stream: Arc<UnixStream>,
         closing: Arc<EventFd>,
         idle: Arc<Idle>,
@@ -129,6 +147,7 @@ impl<V: Vm> Session<V> {
             Call::Events => self.events(id),
             Call::Attach => self.attach(id),
             Call::Logs { follow } => self.logs(id, follow),
+            Call::Snapshot { directory, stop } => self.snapshot(id, directory, stop),
         }
     }
 
@@ -147,6 +166,7 @@ impl<V: Vm> Session<V> {
             cpus: machine.vcpus().len(),
             memory: machine.memory().layout().size(),
             uptime: handle.age().map(|age| age.as_secs_f64()),
+            restored_from: self.served.restored_from.clone(),
         }
     }
 
@@ -154,9 +174,10 @@ impl<V: Vm> Session<V> {
         let handle = &self.served.handle;
         let mut tree = json!(self.status());
         let mut look = json!(inspect(handle.machine()));
+        let configuration = inspect::Description::from(&self.served.description.config);
         if let (Some(tree), Some(look)) = (tree.as_object_mut(), look.as_object_mut()) {
             tree.insert("directory".to_owned(), json!(handle.machine().directory()));
-            tree.insert("configuration".to_owned(), json!(self.served.description));
+            tree.insert("configuration".to_owned(), json!(configuration));
             tree.append(look);
         }
         tree
@@ -170,6 +191,36 @@ impl<V: Vm> Session<V> {
             balloon.set_target(target).map_err(|error| Failure::new("params", error))?;
         }
         Ok(json!({ "target": balloon.target(), "actual": balloon.actual() }))
+    }
+
+    /// Answers when the snapshot is on the disk, and tells meanwhile how far it is. It is completed for a client that goes
+    /// away as well: whoever asked for the machine's end with it has to know that nothing is lost.
+    fn snapshot(&self, id: &Value, directory: PathBuf, stop: bool) -> Next {
+        let mut listens = true;
+        let mut last: Option<(Phase, Instant)> = None;
+        let tell = &mut |step: Step| {
+            let is_due =
+                last.is_none_or(|(phase, told)| phase != step.phase || told.elapsed() >= PROGRESS_INTERVAL);
+            if listens && (is_due || step.done == step.total) {
+                listens = self.write(&protocol::progress(id, step)).is_ok();
+                last = Some((step.phase, Instant::now()));
+            }
+        };
+        let taken = self.take_snapshot(directory, stop, tell);
+        if listens { self.reply(id, taken.map(|taken| protocol::taken(&taken))) } else { LEAVE }
+    }
+
+    fn take_snapshot(
+        &self,
+        place: PathBuf,
+        stop: bool,
+        tell: &mut dyn FnMut(Step),
+    ) -> Result<Taken, Failure> {
+        let Served { handle, hypervisor, description, .. } = &*self.served;
+        refuse_forgotten(&description.config.disks)?;
+        let text = description.to_toml().map_err(|error| Failure::new("failed", error))?;
+        let order = Order { place, description: Some(SavedDescription { text }), stop };
+        handle.snapshot(hypervisor, &order, tell).map_err(Failure::from)
     }
 
     /// Answers when the machine has stopped.

@@ -5,13 +5,14 @@
 use std::fs;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Config, DiskImage, Kernel, Machine};
 use crate::bus::Unowned;
 use crate::devices::virtio::balloon::GivenBack;
 use crate::devices::virtio::mmio::Look;
 use crate::hv::Vm;
+use crate::snapshot::Snapshot;
 
 /// How a machine was described.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,6 +64,24 @@ impl From<&Config> for Description {
             virtio_console: config.virtio_console,
             ports: config.ports.iter().map(ToString::to_string).collect(),
         }
+    }
+}
+
+/// The snapshot with which a machine began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredFrom {
+    /// Where it was.
+    pub directory: String,
+    /// By what it is told from all others.
+    pub id: String,
+}
+
+impl From<&Snapshot> for RestoredFrom {
+    fn from(snapshot: &Snapshot) -> Self {
+        let place = snapshot.directory();
+        let absolute = std::path::absolute(place);
+        let directory = absolute.as_deref().unwrap_or(place).display().to_string();
+        Self { directory, id: snapshot.info().id_in_hex() }
     }
 }
 
