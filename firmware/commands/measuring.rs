@@ -108,3 +108,15 @@ pub fn burst(_: &Machine, mut arguments: &str) -> Outcome {
     serial::flush();
     Ok(())
 }
+
+/// For those who want to see whether a guest goes on where it was.
+pub fn count(machine: &Machine, mut arguments: &str) -> Outcome {
+    const MICROSECONDS: u64 = 1000;
+    let pause = number_or(&mut arguments, 10)?.checked_mul(MICROSECONDS).ok_or(Refusal::Usage)?;
+    nothing_more(arguments)?;
+    for number in 1_u64.. {
+        println!("count {number}");
+        machine.clock.wait(pause);
+    }
+    Ok(())
+}

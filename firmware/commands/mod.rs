@@ -67,6 +67,12 @@ static COMMANDS: &[Command] = &[
     command("timer", "", "count timer interrupts for a quarter of a second", measuring::timer),
     command("ring0", "", "compare the speed of ring 0 and ring 3", measuring::ring0),
     command("burst", "BYTES", "print so many bytes as fast as possible", measuring::burst),
+    command(
+        "count",
+        "[MILLISECONDS]",
+        "print 1, 2, 3 and so on to the end, every 10 ms if not said",
+        measuring::count,
+    ),
     command("peek", "ADDRESS [COUNT]", "show bytes of memory", access::peek),
     command("poke", "ADDRESS VALUE [1|2|4|8]", "write memory, four bytes at once if not said", access::poke),
     command("in", "PORT [1|2|4]", "read a port", access::port_in),

@@ -10,6 +10,7 @@ mod flags;
 mod guest;
 mod keyboard;
 mod profile;
+mod restore;
 mod run;
 mod say;
 mod signals;
@@ -75,6 +76,9 @@ enum Command {
     /// Boot a guest in this process [default]
     #[command(after_help = STATUSES)]
     Run(Box<run::RunArgs>),
+    /// Go on with a guest from its snapshot, in this process
+    #[command(after_help = restore::HELP)]
+    Restore(Box<restore::RestoreArgs>),
     Ps(vms::ps::PsArgs),
     Inspect(vms::inspect::InspectArgs),
     Logs(vms::logs::LogsArgs),
@@ -88,7 +92,7 @@ enum Command {
     Balloon(vms::balloon::BalloonArgs),
     /// Make, examine and change disk images
     Disk(disk::DiskArgs),
-    /// Look at snapshots of machines
+    /// Take a snapshot of a VM, or look at one
     Snapshot(snapshot::SnapshotArgs),
     /// Say what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),
@@ -116,6 +120,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         None => run::run(&arguments.run, timeline),
         Some(Command::Run(run)) => run::run(&run, timeline),
+        Some(Command::Restore(arguments)) => restore::restore(&arguments, timeline),
         Some(Command::Ps(arguments)) => vms::ps::ps(&arguments),
         Some(Command::Inspect(arguments)) => vms::inspect::inspect(&arguments),
         Some(Command::Logs(arguments)) => vms::logs::logs(&arguments),

@@ -7,8 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use crate::detached::Session;
-use crate::support::{Running, guest, wait_until};
+use crate::support::{Running, Session, guest, wait_until};
 
 const ROUNDS: &str = "LODGER_END_ROUNDS";
 const FEW_ROUNDS: u32 = 40;

@@ -22,6 +22,7 @@ mod printing;
 mod processors;
 mod profile;
 mod pty_console;
+mod restored;
 mod sharing;
 mod signals;
 mod snapshots;

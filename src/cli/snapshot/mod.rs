@@ -1,7 +1,8 @@
-//! `lodger snapshot`: looking at snapshots; one file per subcommand.
+//! `lodger snapshot`: taking snapshots and looking at them; one file for each.
 
 mod check;
 mod info;
+mod take;
 
 use std::path::Path;
 
@@ -11,18 +12,33 @@ use lodger::snapshot::{Error, Snapshot};
 use super::AnyError;
 
 const HELP: &str = "\
+The VM goes on as before, running or paused; --stop ends it. A snapshot that is interrupted, by whatever, leaves an older one in
+that place as it was. Whoever interrupts this command does not interrupt the snapshot. `lodger restore DIR` goes on from it.
+Disks are part of a snapshot only by their names: restore it while they are as they were, or with disks that were put aside at
+the same moment, as --stop allows.
+
+A VM called info or check is reached by `lodger snapshot -- info DIR`.
+
+JSON: {\"directory\", \"id\", \"size\": what it takes on the disk, \"memory-size\": what the guest has, \"stopped-for-us\": how long the guest
+stood still, in microseconds, \"state\": what the VM does now}; sizes in bytes.
+
 Examples:
-  lodger snapshot info shell.snapshot
-  lodger snapshot check /backup/shell.snapshot
+  lodger snapshot web before-update
+  lodger snapshot web /backup/web --stop
+  lodger snapshot info before-update
+  lodger snapshot check /backup/web
 
 A snapshot is a directory with the state of a machine and its memory; docs/snapshot-format.md describes both.";
 
 /// What to do with which snapshot.
 #[derive(Args)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SnapshotArgs {
     #[command(subcommand)]
-    command: SnapshotCommand,
+    command: Option<SnapshotCommand>,
+
+    #[command(flatten)]
+    take: Option<take::TakeArgs>,
 }
 
 #[derive(Subcommand)]
@@ -35,9 +51,11 @@ enum SnapshotCommand {
 
 /// Does it.
 pub fn snapshot(arguments: &SnapshotArgs) -> Result<u8, AnyError> {
-    match &arguments.command {
-        SnapshotCommand::Info(arguments) => info::info(arguments),
-        SnapshotCommand::Check(arguments) => check::check(arguments),
+    match (&arguments.command, &arguments.take) {
+        (Some(SnapshotCommand::Info(arguments)), _) => info::info(arguments),
+        (Some(SnapshotCommand::Check(arguments)), _) => check::check(arguments),
+        (None, Some(arguments)) => take::take(arguments),
+        (None, None) => Err("name a VM and a directory, as in `lodger snapshot web before-update`".into()),
     }
 }
 

@@ -10,7 +10,8 @@ use crate::cli::AnyError;
 
 const HELP: &str = "\
 JSON, a line each: {\"event\": \"state\", \"number\", \"unix-ms\", \"from\", \"to\", \"by\": who wanted it, \"end\": {\"status\", \"reason\"} if it
-has ended}, or {\"event\": \"lost\", \"count\"} where some were not read in time. The first line is {\"state\": what the VM does}.";
+has ended}, {\"event\": \"snapshot\", \"number\", \"unix-ms\", \"directory\", \"id\", \"stopped-for-us\"} when one has been taken, or
+{\"event\": \"lost\", \"count\"} where some were not read in time. The first line is {\"state\": what the VM does}.";
 
 /// Tell what happens to a VM, until it has ended
 #[derive(Args)]
@@ -46,6 +47,10 @@ fn in_words(event: &Value) -> String {
             let end = event["end"]["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
             let (from, to, by) = (text(event, "from"), text(event, "to"), text(event, "by"));
             format!("{from} -> {to}, by {by}{end}")
+        }
+        Some("snapshot") => {
+            let (directory, id) = (text(event, "directory"), text(event, "id"));
+            format!("snapshot {id} in {directory}, the guest stood still for {} us", event["stopped-for-us"])
         }
         Some("lost") => format!("{} events are lost", event["count"]),
         Some(_) => event.to_string(),

@@ -44,7 +44,7 @@ impl Which {
 }
 
 /// Waits until the process of a machine that has stopped is gone, and its name is free again.
-fn until_gone(client: Client) -> Result<(), AnyError> {
+pub fn until_gone(client: Client) -> Result<(), AnyError> {
     let found = client.found().clone();
     // It waits for its clients.
     drop(client);
@@ -59,6 +59,6 @@ fn until_gone(client: Client) -> Result<(), AnyError> {
 }
 
 /// A field of an answer, as a text.
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or("-")
 }

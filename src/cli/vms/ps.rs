@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use lodger::control::{Client, Status};
 use lodger::memory::human;
+use lodger::vm::inspect::RestoredFrom;
 use lodger::vm::{self, Found};
 use serde::Serialize;
 
@@ -18,8 +19,8 @@ const HELP: &str = "\
 States: created, running, paused, stopping, stopped (its process ends just now), starting (no control socket yet),
 silent (it does not answer), dead (its process was killed; the next start clears its directory away).
 
-JSON: an array of {\"name\", \"pid\", \"state\", \"cpus\", \"memory\": bytes, \"uptime\": seconds, \"directory\"}; what is not known is
-null.";
+JSON: an array of {\"name\", \"pid\", \"state\", \"cpus\", \"memory\": bytes, \"uptime\": seconds, \"restored-from\": the snapshot with which
+it began, {\"directory\", \"id\"}, \"directory\"}; what is not known, or not so, is null.";
 
 /// List this user's VMs
 #[derive(Args)]
@@ -38,6 +39,8 @@ struct Row {
     cpus: Option<usize>,
     memory: Option<u64>,
     uptime: Option<f64>,
+    #[serde(rename = "restored-from")]
+    restored_from: Option<RestoredFrom>,
     directory: String,
 }
 
@@ -55,12 +58,14 @@ fn row(found: Found) -> Option<Row> {
         cpus: None,
         memory: None,
         uptime: None,
+        restored_from: None,
         directory: found.path.display().to_string(),
     };
     if found.alive {
         match ask(&found) {
-            Ok(Status { state, cpus, memory, uptime, .. }) => {
+            Ok(Status { state, cpus, memory, uptime, restored_from, .. }) => {
                 row.state = state;
+                row.restored_from = restored_from;
                 (row.cpus, row.memory, row.uptime) = (Some(cpus), Some(memory), uptime);
             }
             // It may have ended meanwhile.
@@ -85,16 +90,25 @@ fn ask(found: &Found) -> Result<Status, AnyError> {
 fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(4);
     let mut text = format!(
-        "{:<width$}  {:>8}  {:<8}  {:>4}  {:>8}  {:>8}\n",
-        "NAME", "PID", "STATE", "CPUS", "MEMORY", "UP"
+        "{:<width$}  {:>8}  {:<8}  {:>4}  {:>8}  {:>8}{}\n",
+        "NAME",
+        "PID",
+        "STATE",
+        "CPUS",
+        "MEMORY",
+        "UP",
+        if rows.iter().any(|row| row.restored_from.is_some()) { "  RESTORED FROM" } else { "" }
     );
     for row in rows {
         let pid = row.pid.map_or("-".to_owned(), |pid| pid.to_string());
         let cpus = row.cpus.map_or("-".to_owned(), |cpus| cpus.to_string());
         let memory = row.memory.map_or("-".to_owned(), human);
         let up = row.uptime.map_or("-".to_owned(), age);
-        text +=
-            &format!("{:<width$}  {pid:>8}  {:<8}  {cpus:>4}  {memory:>8}  {up:>8}\n", row.name, row.state);
+        let from = row.restored_from.as_ref().map(|from| format!("  {}", from.directory)).unwrap_or_default();
+        text += &format!(
+            "{:<width$}  {pid:>8}  {:<8}  {cpus:>4}  {memory:>8}  {up:>8}{from}\n",
+            row.name, row.state
+        );
     }
     text
 }

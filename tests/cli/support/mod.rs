@@ -3,6 +3,7 @@
 mod process;
 mod pty;
 mod scratch;
+mod session;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 pub use process::{Finished, Running, ended, lodger, program};
 pub use pty::{Modes, Screen};
 pub use scratch::Scratch;
+pub use session::Session;
 
 /// After so long something that should have happened never will.
 pub const LIMIT: Duration = Duration::from_secs(20);

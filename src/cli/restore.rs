@@ -1,0 +1,285 @@
+//! `lodger restore`: a guest goes on from its snapshot, in this process.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use lodger::console::Spec;
+use lodger::snapshot::Snapshot;
+use lodger::vm::description::Description;
+use lodger::vm::inspect::RestoredFrom;
+use lodger::vm::{
+    Config, DiskSpec, DiskSpecError, Error, Machine, Name, PortSpec, SavedDescription, Timeline,
+};
+
+use super::AnyError;
+use super::guest::{self, Guest, ShownArgs};
+
+/// What is said behind the list of options.
+pub const HELP: &str = "\
+The guest has the processors, memory and devices that it had; what was said of them is in the snapshot, with the names of disks,
+sockets and files. Its memory is mapped and not read, so that this takes milliseconds, and a page that it changes is a copy: the
+snapshot stays as it is, and may be restored any number of times, also at once, under different names. While a guest that was
+restored runs, the snapshot has to stay where it is; a newer one may replace it.
+
+Kernel and initial file systems are not needed. Disks are: as they were when the snapshot was taken. What cannot be had here is
+said before anything runs.
+
+Statuses are those of `lodger run`.
+
+Examples:
+  lodger restore before-update
+  lodger restore before-update --name web2 --detach
+  lodger restore /backup/web --console pty --port agent,socket=/tmp/agent2.sock --disk vda=/backup/root.img";
+
+/// From which snapshot, and what is otherwise.
+#[derive(Args)]
+pub struct RestoreArgs {
+    /// The snapshot
+    directory: PathBuf,
+
+    /// What the VM is called while it runs [default: what it was called before]
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
+
+    /// Return when the guest runs, and leave it without a terminal; prints the VM's name
+    ///
+    /// As with `lodger run --detach`: what a console on stdio would print is kept in the VM's directory.
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Leave the guest where it is until `lodger resume`
+    #[arg(long)]
+    paused: bool,
+
+    /// Where the guest's console is: stdio, pty, file=PATH or none [default: where it was]
+    ///
+    /// It is the one that it was, the serial port or the virtio console.
+    #[arg(long, value_name = "WHERE")]
+    console: Option<Spec>,
+
+    /// Where one of the guest's ports leads: its name, and after a comma socket=PATH, pty or file=PATH; may be given several times
+    ///
+    /// The others lead where they led. A file is emptied at the start.
+    #[arg(long, value_name = "NAME,WHERE")]
+    port: Vec<PortSpec>,
+
+    /// Where one of the guest's disks is: what Linux calls it, and its image; may be given several times
+    ///
+    /// After commas may follow format=FORMAT, overlay=FILE, overlay and verify, as with `lodger run`. All else of a disk is
+    /// as it was. The image has to hold what the disk held.
+    #[arg(long, value_name = "vdX=FILE[,OPTION…]")]
+    disk: Vec<DiskAt>,
+
+    /// Compare all of the snapshot with its checksums first, the memory too
+    #[arg(long)]
+    check: bool,
+
+    #[command(flatten)]
+    shown: ShownArgs,
+}
+
+/// Where a disk is by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DiskAt {
+    /// Counted from zero.
+    number: usize,
+    spec: DiskSpec,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DiskAtError {
+    #[error(
+        "{0:?} does not begin with a disk of the guest: write vda=FILE for the first, vdb=FILE for the second"
+    )]
+    Name(String),
+    #[error(transparent)]
+    Spec(#[from] DiskSpecError),
+    #[error(
+        "only FILE, format=FORMAT, overlay=FILE, overlay and verify can be said here: what the guest knows stays as it was"
+    )]
+    Known,
+}
+
+impl FromStr for DiskAt {
+    type Err = DiskAtError;
+
+    fn from_str(text: &str) -> Result<Self, DiskAtError> {
+        let wrong = || DiskAtError::Name(text.to_owned());
+        let (name, spec) = text.split_once('=').ok_or_else(wrong)?;
+        let number = match name.strip_prefix("vd").map(str::as_bytes) {
+            Some(&[letter @ b'a'..=b'z']) => usize::from(letter - b'a'),
+            _ => return Err(wrong()),
+        };
+        let spec: DiskSpec = spec.parse()?;
+        let plain = DiskSpec { source: spec.source.clone(), ..DiskSpec::new("") };
+        if spec == plain { Ok(Self { number, spec }) } else { Err(DiskAtError::Known) }
+    }
+}
+
+/// Runs the guest to its end; returns the process's exit status.
+pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
+    let snapshot = Snapshot::open(&arguments.directory)?;
+    if arguments.check {
+        snapshot.check()?;
+    }
+    let description = arguments.change(described(&snapshot)?)?;
+    timeline.mark("snapshot opened");
+    let guest = Guest {
+        description,
+        restored_from: Some(RestoredFrom::from(&snapshot)),
+        detach: arguments.detach,
+        paused: arguments.paused,
+        shown: &arguments.shown,
+    };
+    guest::host(&guest, timeline, |kvm, config, console, timeline| {
+        Machine::restore(kvm, config, &snapshot, console, timeline).map_err(|error| advised(error, config))
+    })
+}
+
+/// What the snapshot says of its machine.
+fn described(snapshot: &Snapshot) -> Result<Description, AnyError> {
+    let place = snapshot.directory().display();
+    let Some(SavedDescription { text }) = SavedDescription::of(snapshot)? else {
+        return Err(format!(
+            "{place} does not say how its machine was described: it was taken by another program, which can restore it \
+             with `Machine::restore` of the library"
+        )
+        .into());
+    };
+    Description::from_toml(&text)
+        .map_err(|error| format!("the description of the machine in {place} cannot be used: {error}").into())
+}
+
+impl RestoreArgs {
+    /// The same with what is said to be otherwise.
+    fn change(&self, mut description: Description) -> Result<Description, AnyError> {
+        let Description { config, console } = &mut description;
+        if let Some(name) = &self.name {
+            config.name = Some(name.clone());
+        }
+        if let Some(place) = &self.console {
+            console.clone_from(place);
+        }
+        for PortSpec { name, place } in &self.port {
+            let port = config.ports.iter_mut().find(|port| port.name == *name);
+            match port {
+                Some(port) => port.place.clone_from(place),
+                None => return Err(no_port(name, config).into()),
+            }
+        }
+        for DiskAt { number, spec } in &self.disk {
+            match config.disks.get_mut(*number) {
+                Some(disk) => disk.source.clone_from(&spec.source),
+                None => return Err(no_disk(*number, config).into()),
+            }
+        }
+        Ok(description)
+    }
+}
+
+fn no_port(name: &str, config: &Config) -> String {
+    let names: Vec<_> = config.ports.iter().map(|port| port.name.as_str()).collect();
+    match names.as_slice() {
+        [] => format!("the guest has no port {name}: it has none at all"),
+        names => format!("the guest has no port {name}: it has {}", names.join(", ")),
+    }
+}
+
+fn no_disk(number: usize, config: &Config) -> String {
+    match config.disks.len() {
+        0 => format!("the guest has no disk {}: it has none at all", disk_name(number)),
+        count => format!("the guest has no disk {}: the last is {}", disk_name(number), disk_name(count - 1)),
+    }
+}
+
+/// What Linux calls a disk. There are fewer than letters.
+fn disk_name(number: usize) -> String {
+    format!("vd{}", char::from(b'a' + (number % 26) as u8))
+}
+
+/// An error with what the user can do about it here.
+fn advised(error: Error, config: &Config) -> AnyError {
+    match &error {
+        Error::Disk(_) => {
+            let all: Vec<_> = (0..config.disks.len()).map(disk_name).collect();
+            format!(
+                "{error}; if a disk ({}) is elsewhere by now, say so with --disk vdX=FILE",
+                all.join(", ")
+            )
+            .into()
+        }
+        Error::Port { name, .. } => format!("{error}; --port {name},WHERE has it lead somewhere else").into(),
+        _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(arguments: &[&str], config: Config) -> Result<Description, String> {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            restore: RestoreArgs,
+        }
+        let line = ["restore", "somewhere"].iter().chain(arguments);
+        let Line { restore } = clap::Parser::try_parse_from(line).map_err(|error| error.to_string())?;
+        let description = Description { config, console: Spec::Pty };
+        restore.change(description).map_err(|error| error.to_string())
+    }
+
+    fn config() -> Config {
+        Config {
+            name: Some("web".parse().unwrap()),
+            disks: vec!["root.img,queues=2,serial=ROOT".parse().unwrap(), "data.img,ro".parse().unwrap()],
+            ports: vec!["agent,socket=/run/agent".parse().unwrap(), "log,file=log".parse().unwrap()],
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_otherwise_and_all_else_as_it_was() {
+        let same = with(&[], config()).unwrap();
+        assert_eq!(same, Description { config: config(), console: Spec::Pty });
+        let Description { config: changed, console } = with(
+            &[
+                "--name=web2",
+                "--console=none",
+                "--port=agent,pty",
+                "--disk=vdb=new.img,format=raw",
+                "--disk=vda=/a=b,overlay=/c",
+            ],
+            config(),
+        )
+        .unwrap();
+        assert_eq!((changed.name, console), (Some("web2".parse().unwrap()), Spec::None));
+        let ports: Vec<_> = changed.ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["agent,pty", "log,file=log"]);
+        let [first, second] = changed.disks.as_slice() else { panic!("two disks") };
+        assert_eq!(first, &"/a=b,overlay=/c,queues=2,serial=ROOT".parse().unwrap());
+        assert_eq!(second, &"new.img,format=raw,ro".parse().unwrap());
+    }
+
+    #[test]
+    fn what_the_guest_does_not_have_or_would_notice_is_refused_with_the_reason() {
+        for (argument, said) in [
+            ("--port=agnet,pty", "no port agnet: it has agent, log"),
+            ("--disk=vdc=x", "no disk vdc: the last is vdb"),
+            ("--disk=sda=x", "write vda=FILE"),
+            ("--disk=vda", "write vda=FILE"),
+            ("--disk=vdaa=x", "write vda=FILE"),
+            ("--disk=vda=x,ro", "what the guest knows stays"),
+            ("--disk=vda=x,queues=3", "what the guest knows stays"),
+            ("--disk=vda=x,format=tar", "tar"),
+            ("--console=virtio", "is not a console"),
+            ("--memory=1G", "--memory"),
+        ] {
+            let error = with(&[argument], config()).unwrap_err();
+            assert!(error.contains(said), "{argument}: {error}");
+        }
+        let none = with(&["--port=a,pty"], Config::default()).unwrap_err();
+        assert!(none.contains("none at all"), "{none}");
+    }
+}

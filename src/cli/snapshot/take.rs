@@ -1,0 +1,64 @@
+//! `lodger snapshot NAME DIR`: a snapshot of a machine that another process runs.
+
+use std::path::{self, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use lodger::control::Client;
+use lodger::vm::Name;
+use serde_json::{Value, json};
+
+use crate::cli::AnyError;
+use crate::cli::disk::output::{self, Progress};
+use crate::cli::vms::{text, until_gone};
+
+/// Which machine, and where to.
+#[derive(Args)]
+pub struct TakeArgs {
+    /// What the VM is called; `lodger ps` lists them
+    name: Name,
+    /// Where the snapshot is to be: a directory that is not there yet, or holds an older snapshot, which it replaces
+    directory: PathBuf,
+    /// End the VM with it: nothing runs behind the point at which the snapshot was taken
+    #[arg(long)]
+    stop: bool,
+    /// Print what was taken as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Has it taken.
+pub fn take(arguments: &TakeArgs) -> Result<u8, AnyError> {
+    let TakeArgs { name, directory, stop, json } = arguments;
+    // The process that runs the machine may be elsewhere.
+    let directory = path::absolute(directory)
+        .map_err(|error| format!("{} is no place for a snapshot: {error}", directory.display()))?;
+    let directory = directory.to_str().ok_or("the path of a snapshot has to be valid UTF-8")?;
+    let mut client = Client::connect(name)?;
+    let mut progress = Progress::new(*json);
+    let mut report = progress.report();
+    let params = json!({ "directory": directory, "stop": stop });
+    let taken = client.call_watching("snapshot", params, &mut |step| {
+        let number = |field: &str| step[field].as_u64().unwrap_or_default();
+        report(number("done"), number("total"));
+    });
+    drop(report);
+    drop(progress);
+    let taken = taken?;
+    if *stop {
+        until_gone(client)?;
+    }
+    output::print(*json, &taken, |taken| in_words(name, taken))?;
+    Ok(0)
+}
+
+fn in_words(name: &Name, taken: &Value) -> String {
+    let number = |field: &str| taken[field].as_u64().unwrap_or_default();
+    let stood = Duration::from_micros(number("stopped-for-us")).as_secs_f64() * 1e3;
+    let end = if taken["state"] == "stopped" { ", and has ended" } else { "" };
+    let size = output::size(number("size"));
+    format!(
+        "snapshot of {name} in {}: {size}; the guest stood still for {stood:.1} ms{end}",
+        text(taken, "directory")
+    )
+}

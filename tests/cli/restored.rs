@@ -1,0 +1,321 @@
+//! `lodger snapshot` and `lodger restore`: guests that go on where they were, whatever became of the process that ran them.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Running, Screen, Session, guest, wait_until};
+
+/// What the guest has counted, as far as whole lines tell.
+fn counted(log: &str) -> Vec<u64> {
+    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().filter_map(|line| line.strip_prefix("count ")?.parse().ok()).collect()
+}
+
+/// Waits until a machine has counted to `number`; what it has counted.
+#[track_caller]
+fn wait_for_count(session: &Session, name: &str, number: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    wait_until("it counts", || {
+        numbers = counted(&session.run(&["logs", name]).stdout);
+        numbers.last().is_some_and(|&last| last >= number)
+    });
+    numbers
+}
+
+#[track_caller]
+fn assert_no_gap(numbers: &[u64]) {
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+}
+
+/// Restores without a terminal.
+#[track_caller]
+fn restore(session: &Session, place: &str, more: &[&str]) -> String {
+    let line = [&["restore", place, "--detach"], more].concat();
+    session.run(&line).with(0).silent().stdout.trim().to_owned()
+}
+
+#[test]
+fn a_guest_goes_on_where_it_was_when_its_process_was_killed() {
+    let session = Session::new();
+    let place = session.at("counting");
+    session.detach("one", "count");
+    wait_for_count(&session, "one", 5);
+    let taken = session.json(&["snapshot", "one", &place]);
+    assert_eq!((&taken["directory"], &taken["state"]), (&place.as_str().into(), &"running".into()));
+    assert_eq!(taken["memory-size"], 64 << 20);
+    let size = taken["size"].as_u64().unwrap();
+    assert!((4096..16 << 20).contains(&size), "{taken}");
+    assert!(taken["stopped-for-us"].as_u64().unwrap() < 5_000_000, "{taken}");
+    assert_eq!(session.json(&["snapshot", "info", &place])["id"], taken["id"]);
+    session.run(&["snapshot", "check", &place]).with(0).silent();
+    // It goes on, as if nothing had been.
+    let last = *counted(&session.run(&["logs", "one"]).stdout).last().unwrap();
+    let before = wait_for_count(&session, "one", last + 10);
+    assert_no_gap(&before);
+    session.kill_process("one");
+    assert_eq!(restore(&session, &place, &[]), "one");
+    let after = wait_for_count(&session, "one", before[0] + 20);
+    assert_no_gap(&after);
+    assert!(after[0] > before[0] && after[0] <= before.last().unwrap() + 1, "{after:?} after {before:?}");
+    let rows = session.json(&["ps"]);
+    assert_eq!(rows[0]["restored-from"]["id"], taken["id"]);
+    assert_eq!(rows[0]["restored-from"]["directory"], place.as_str());
+    let table = session.run(&["ps"]).with(0).silent().stdout;
+    assert!(table.contains("RESTORED FROM") && table.contains(&place), "{table}");
+    assert_eq!(session.json(&["inspect", "one"])["restored-from"]["id"], taken["id"]);
+}
+
+/// On standard output, where nothing is lost: the two together printed what one would have.
+#[test]
+fn a_guest_that_is_stopped_with_its_snapshot_prints_nothing_twice_and_nothing_not_at_all() {
+    let session = Session::new();
+    let place = session.at("stopped");
+    let mut text = String::new();
+    let mut command = session.command(&["run", "--name=one", "--memory=64M"]);
+    let mut running = Running::start(command.args(guest("count 1")));
+    for round in 0..5 {
+        let mut output = BufReader::new(running.stdout());
+        wait_until("it has a control socket", || session.directory("one").join("control.sock").exists());
+        for _ in 0..20 {
+            output.read_line(&mut text).unwrap();
+        }
+        let words = session.run(&["snapshot", "one", &place, "--stop"]).with(0).silent().stdout;
+        assert!(words.contains("the guest stood still for") && words.contains(", and has ended"), "{words}");
+        output.read_to_string(&mut text).unwrap();
+        let finished = running.finish().with(0);
+        assert!(finished.stderr.contains("its snapshot was taken"), "{round}: {finished:?}");
+        assert_eq!(session.states(), []);
+        running = Running::start(&mut session.command(&["restore", &place]));
+    }
+    drop(running);
+    let numbers: Vec<u64> = text
+        .lines()
+        // What the guest says of itself.
+        .skip(1)
+        .filter(|line| !line.is_empty())
+        .map(|line| line.strip_prefix("count ").and_then(|number| number.parse().ok()).expect(line))
+        .collect();
+    assert!(numbers[0] == 1 && numbers.len() >= 100, "{text}");
+    assert_no_gap(&numbers);
+}
+
+#[test]
+fn fifty_times_in_a_row_it_is_killed_and_restored_from_the_snapshot_before() {
+    let session = Session::new();
+    let place = session.at("chain");
+    session.detach("one", "count 1");
+    let mut last = 0;
+    for round in 0..50 {
+        // A log begins anew, perhaps a little behind the snapshot: what was on its way into the older one died with it.
+        let numbers = wait_for_count(&session, "one", last + 1);
+        assert_no_gap(&numbers);
+        assert!(numbers[0] > last, "{round}: {numbers:?} after {last}");
+        let is_paused = round % 3 == 0;
+        if is_paused {
+            session.run(&["pause", "one"]).with(0).silent();
+        }
+        last = numbers[0];
+        let taken = session.json(&["snapshot", "one", &place]);
+        assert_eq!(taken["state"], if is_paused { "paused" } else { "running" });
+        session.kill_process("one");
+        assert_eq!(restore(&session, &place, &[]), "one");
+    }
+    assert!(last > 50, "{last}");
+    session.run(&["snapshot", "check", &place]).with(0).silent();
+}
+
+#[test]
+fn a_snapshot_is_restored_several_times_at_once_under_different_names() {
+    let session = Session::new();
+    let place = session.at("template");
+    session.detach("one", "count");
+    wait_for_count(&session, "one", 3);
+    session.run(&["snapshot", "one", &place]).with(0).silent();
+    session.run(&["restore", &place, "--detach"]).refused(&["a VM called one already", "--name"]);
+    for name in ["two", "three", "four"] {
+        assert_eq!(restore(&session, &place, &["--name", name]), name);
+    }
+    let begun: Vec<_> =
+        ["two", "three", "four"].map(|name| wait_for_count(&session, name, 20)[0]).into_iter().collect();
+    assert!(begun.windows(2).all(|pair| pair[0] == pair[1]), "{begun:?}");
+    // Each has memory of its own, and may be the origin of the next.
+    let again = session.at("again");
+    session.run(&["snapshot", "two", &again]).with(0).silent();
+    session.run(&["kill", "two"]).with(0);
+    assert_eq!(restore(&session, &again, &[]), "two");
+    wait_for_count(&session, "two", 21);
+    session.run(&["snapshot", "check", &place]).with(0).silent();
+}
+
+#[test]
+fn a_guest_that_is_restored_paused_runs_when_it_is_resumed() {
+    let session = Session::new();
+    let place = session.at("held");
+    session.detach("one", "count 1");
+    wait_for_count(&session, "one", 3);
+    session.run(&["snapshot", "one", &place, "--stop"]).with(0);
+    restore(&session, &place, &["--paused"]);
+    assert_eq!(session.state("one"), "paused");
+    assert_eq!(session.json(&["ps"])[0]["uptime"], Value::Null);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(session.run(&["logs", "one"]).stdout, "");
+    // It is where it was, and can be written down there again.
+    session.run(&["snapshot", "one", &place]).with(0).silent();
+    session.run(&["resume", "one"]).with(0).silent();
+    assert_no_gap(&wait_for_count(&session, "one", 10));
+}
+
+#[test]
+fn a_restored_guest_is_attended_like_any_other() {
+    let session = Session::new();
+    let place = session.at("shell");
+    session.detach("one", "");
+    session.wait_for_log("one", "lodger> ");
+    session.run(&["snapshot", "one", &place, "--stop"]).with(0);
+    // On a pipe, with a status of its own.
+    let mut command = session.command(&["restore", &place, "--timing", "--stats", "--check"]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    running.stdin().write_all(b"echo hello\rexit 7\r").unwrap();
+    let finished = running.finish().with(7);
+    assert!(finished.stdout.contains("\nhello"), "{finished:?}");
+    assert!(finished.stderr.contains("snapshot opened") && finished.stderr.contains("vcpu0 exits"));
+    // On a terminal.
+    let mut screen = Screen::new();
+    let mut running = Running::start(screen.show(&mut session.command(&["restore", &place])));
+    screen.wait_until_raw();
+    screen.type_in("echo to all\r");
+    screen.expect("\nto all");
+    screen.type_in("\x01x");
+    assert_eq!(running.wait().code(), Some(0));
+    assert!(!screen.modes().are_raw());
+}
+
+#[test]
+fn devices_and_ports_go_on_and_lead_where_they_are_told() {
+    let session = Session::new();
+    let place = session.at("devices");
+    let disk = session.at("disk.img");
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let (first, second) = (session.at("first.sock"), session.at("second.sock"));
+    let mut command =
+        session.command(&["run", "--detach", "--name=one", "--memory=64M", "--rng", "--balloon"]);
+    command.args(["--console=virtio", "--disk", &disk, "--port", &format!("agent,socket={first}")]);
+    Running::start(command.args(guest("count"))).finish().with(0).silent();
+    wait_for_count(&session, "one", 3);
+    session.run(&["snapshot", "one", &place]).with(0).silent();
+    // What it has is still its own.
+    session.run(&["restore", &place, "--name=two"]).refused(&["disk.img"]);
+    session.kill_process("one");
+    let _listening = UnixListener::bind(&second).unwrap();
+    let port = format!("agent,socket={second}");
+    session
+        .run(&["restore", &place, "--port", &port])
+        .refused(&["another process listens", "--port agent,WHERE"]);
+    fs::rename(&disk, session.at("elsewhere.img")).unwrap();
+    session.run(&["restore", &place]).refused(&["disk.img", "--disk vdX=FILE"]);
+    let elsewhere = format!("vda={}", session.at("elsewhere.img"));
+    session
+        .run(&["restore", &place, "--disk", &elsewhere, "--port", "log,pty"])
+        .refused(&["no port log", "agent"]);
+    restore(&session, &place, &["--disk", &elsewhere]);
+    assert_no_gap(&wait_for_count(&session, "one", 20));
+    let tree = session.json(&["inspect", "one"]);
+    let names: Vec<_> =
+        tree["devices"].as_array().unwrap().iter().map(|device| device["name"].clone()).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    assert!(tree["configuration"]["disks"][0].as_str().unwrap().contains("elsewhere.img"));
+}
+
+#[test]
+fn what_cannot_be_taken_is_refused_and_the_guest_goes_on() {
+    let session = Session::new();
+    let place = session.at("none");
+    session.run(&["snapshot", "nobody", &place]).refused(&["there is no VM called nobody"]);
+    session.detach("one", "count");
+    fs::create_dir(&place).unwrap();
+    fs::write(session.at("none/letter"), "dear all").unwrap();
+    for stop in [&[][..], &["--stop"]] {
+        let line = [&["snapshot", "one", &place], stop].concat();
+        session.run(&line).refused(&["is no snapshot, so it is not replaced"]);
+        assert_eq!(session.state("one"), "running");
+    }
+    session.run(&["snapshot", "one", &session.at("no/such/place")]).refused(&["no/such"]);
+    session.run(&["snapshot", "one"]).with(2);
+    session.run(&["snapshot", "one", "/"]).refused(&["/ is there and is no snapshot"]);
+    let mut command = session.command(&["run", "--detach", "--name=two", "--disk=ephemeral,size=1M"]);
+    Running::start(command.args(guest(""))).finish().with(0).silent();
+    session
+        .run(&["snapshot", "two", &session.at("two")])
+        .refused(&["is forgotten with this VM", "overlay=FILE"]);
+    // Relative places are relative to whoever asks.
+    let mut command = session.command(&["snapshot", "one", "here"]);
+    Running::start(command.current_dir(session.path())).finish().with(0).silent();
+    session.run(&["snapshot", "info", &session.at("here")]).with(0).silent();
+    assert_eq!(session.states().len(), 2);
+}
+
+#[test]
+fn what_cannot_be_restored_is_said_before_anything_runs() {
+    let session = Session::new();
+    let place = session.at("sound");
+    session.detach("one", "count");
+    session.run(&["snapshot", "one", &place, "--stop"]).with(0);
+    session.run(&["restore", &session.at("nowhere")]).refused(&["nowhere"]);
+    session.run(&["restore", session.path().to_str().unwrap()]).refused(&["there is no file `state` in it"]);
+    session.run(&["restore"]).with(2);
+    let stored = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/v1");
+    session.run(&["restore", stored]).refused(&["does not say how its machine was described"]);
+    let state = fs::read(format!("{place}/state")).unwrap();
+    let damaged = |at: usize, value: u8, words: &[&str]| {
+        let mut bytes = state.clone();
+        bytes[at] = value;
+        fs::write(format!("{place}/state"), bytes).unwrap();
+        session.run(&["restore", &place]).refused(words);
+    };
+    damaged(8, 9, &["version 9 of the snapshot format", "a newer one"]);
+    damaged(30, state[30] ^ 1, &["damaged", "checksum of its header"]);
+    damaged(state.len() - 1, state[state.len() - 1] ^ 1, &["damaged"]);
+    fs::write(format!("{place}/state"), &state[..state.len() - 1]).unwrap();
+    session.run(&["restore", &place]).refused(&["cut short"]);
+    fs::write(format!("{place}/state"), &state).unwrap();
+    let memory = fs::OpenOptions::new().write(true).open(format!("{place}/memory")).unwrap();
+    memory.set_len(1 << 20).unwrap();
+    session.run(&["restore", &place]).refused(&["memory", "cut short"]);
+    assert_eq!(session.states(), []);
+}
+
+#[test]
+fn a_vm_that_is_called_like_a_subcommand_can_be_meant() {
+    let session = Session::new();
+    session.detach("info", "");
+    let place = session.at("place");
+    session.run(&["snapshot", "--", "info", &place]).with(0).silent();
+    session.run(&["snapshot", "info", &place]).with(0).silent();
+}
+
+#[test]
+fn progress_is_shown_to_people_only() {
+    let session = Session::new();
+    session.detach("one", "");
+    let place = session.at("place");
+    session.run(&["snapshot", "one", &place]).with(0).silent();
+    let mut socket = session.socket("one");
+    let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
+    let request = serde_json::json!({ "id": 1, "method": "snapshot", "params": { "directory": place } });
+    writeln!(socket, "{request}").unwrap();
+    let mut phases = Vec::new();
+    let answer = loop {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["id"], 1);
+        let Some(progress) = line.get("progress") else { break line };
+        assert_eq!(progress["total"], 64 << 20);
+        phases.push(progress["phase"].as_str().unwrap().to_owned());
+    };
+    phases.dedup();
+    assert_eq!(phases, ["memory", "disk"]);
+    assert_eq!(answer["result"]["state"], "running");
+}
