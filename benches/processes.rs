@@ -1,4 +1,4 @@
-//! What a guest costs as a process: from the start of the process to the guest's first byte, memory, and
+//! What a guest costs as a process: from the start of the process to the guest's first byte, booted and restored, memory, and
 //! processor time per byte of a burst of output. Beside it a bare `KVM_RUN` loop in a process of its own, with
 //! interrupt controllers, that writes each byte with one system call; and peers, where some are named:
 //!
@@ -16,7 +16,7 @@ use std::{env, fs};
 use criterion::{Criterion, criterion_group};
 use support::bare::Bare;
 use support::guests;
-use support::process::{BARE, Contender, resident_memory};
+use support::process::{BARE, Contender, lodger, resident_memory};
 use support::{median, rounds};
 
 const STARTS: usize = 41;
@@ -39,6 +39,15 @@ impl Guests {
     fn path(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
     }
+
+    /// The embedded guest in the middle of a burst of output: it prints as soon as it goes on.
+    fn snapshot(&self) -> String {
+        let (name, place) = (format!("bench-{}", std::process::id()), self.path("snapshot"));
+        let endless = "run=burst 1000000000000";
+        lodger(&["run", "--detach", "--name", &name, "--memory", "128M", "--cmdline", endless]);
+        lodger(&["snapshot", &name, &place, "--stop"]);
+        place
+    }
 }
 
 impl Drop for Guests {
@@ -56,6 +65,8 @@ fn start(criterion: &mut Criterion) {
         Contender::lodger("lodger, one-byte guest", &["run", &hello, "--memory", "128M"]),
         Contender::lodger("lodger, embedded guest", &["run", "--memory", "128M"]),
     ];
+    let snapshot = guests.snapshot();
+    contenders.push(Contender::lodger("lodger, restored", &["restore", &snapshot]));
     contenders.extend(Contender::peers());
     let mut times = vec![Vec::new(); contenders.len()];
     let mut peaks = vec![0; contenders.len()];

@@ -10,6 +10,12 @@ pub const BARE: &str = "LODGER_BENCH_BARE";
 /// Further commands to compare with, separated by `;`. Each has to boot something that prints at once.
 const PEERS: &str = "LODGER_BENCH_PEERS";
 
+/// Has `lodger` do something before anything is measured.
+pub fn lodger(arguments: &[&str]) {
+    let status = Command::new(env!("CARGO_BIN_EXE_lodger")).args(arguments).stdout(Stdio::null()).status();
+    assert!(status.is_ok_and(|status| status.success()), "lodger {}", arguments.join(" "));
+}
+
 /// Who is measured.
 #[derive(Debug, Clone)]
 pub struct Contender {
