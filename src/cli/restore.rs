@@ -14,6 +14,7 @@ use lodger::vm::{
 
 use super::AnyError;
 use super::guest::{self, Guest, ShownArgs};
+use super::snapshot;
 
 /// What is said behind the list of options.
 pub const HELP: &str = "\
@@ -37,6 +38,10 @@ Examples:
 pub struct RestoreArgs {
     /// The snapshot
     directory: PathBuf,
+
+    /// Where the snapshot is that a diff builds on, if it is not where it was
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
 
     /// What the VM is called while it runs [default: what it was called before]
     #[arg(long, value_name = "NAME")]
@@ -119,7 +124,7 @@ impl FromStr for DiskAt {
 
 /// Runs the guest to its end; returns the process's exit status.
 pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
-    let snapshot = Snapshot::open(&arguments.directory)?;
+    let snapshot = snapshot::open(&arguments.directory, arguments.base.as_deref())?;
     if arguments.check {
         snapshot.check()?;
     }

@@ -134,7 +134,11 @@ fn a_snapshot_is_answered_when_it_is_there_and_told_as_an_event() {
     ask(&mut listening, method("events"));
     let (progress, answer) = snapshot(&mut client, json!({ "directory": place }));
     assert!(progress.iter().all(|line| line["id"] == "s"), "{progress:?}");
-    assert_eq!(progress[0]["progress"], json!({ "phase": "memory", "done": 0, "total": 256 << 20 }));
+    let phases: Vec<_> = progress.iter().map(|line| line["progress"]["phase"].as_str().unwrap()).collect();
+    assert!(phases.starts_with(&["memory"]) && phases.ends_with(&["disk"]), "{phases:?}");
+    assert!(
+        progress.iter().all(|line| line["progress"]["done"].as_u64() <= line["progress"]["total"].as_u64())
+    );
     let (found, result) = (Snapshot::open(&place).unwrap(), &answer["result"]);
     assert_eq!(result["directory"], json!(place));
     assert_eq!((&result["id"], &result["state"]), (&json!(found.info().id_in_hex()), &json!("running")));

@@ -7,9 +7,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::snapshot;
 use crate::vm::driver::{Ending, News, SnapshotError, State, Step, Taken};
 use crate::vm::inspect::RestoredFrom;
-use crate::{snapshot, vm};
+use crate::vm::{self, CannotCapture};
 
 /// The protocol's version: what was there in it means the same as long as the number is the same.
 pub const PROTOCOL: u32 = 1;
@@ -31,7 +32,16 @@ pub enum Call {
     Balloon { target: Option<u64> },
     Attach,
     Logs { follow: bool },
-    Snapshot { directory: PathBuf, stop: bool },
+    Snapshot { directory: PathBuf, diff: Option<Diff>, stop: bool },
+}
+
+/// On which snapshot a diff builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Diff {
+    /// The last one.
+    Last,
+    /// The one that is there by now.
+    On(PathBuf),
 }
 
 /// Why a request is not carried out.
@@ -90,15 +100,39 @@ struct LogsParams {
 struct SnapshotParams {
     directory: PathBuf,
     #[serde(default)]
+    diff: DiffParam,
+    #[serde(default)]
     stop: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "diff is true, false or a path")]
+enum DiffParam {
+    Whether(bool),
+    On(PathBuf),
+}
+
+impl Default for DiffParam {
+    fn default() -> Self {
+        Self::Whether(false)
+    }
 }
 
 impl SnapshotParams {
     /// Where the client is does not count here.
     fn call(self) -> Result<Call, Failure> {
-        let Self { directory, stop } = self;
-        if directory.is_absolute() {
-            return Ok(Call::Snapshot { directory, stop });
+        let Self { directory, diff, stop } = self;
+        let diff = match diff {
+            DiffParam::Whether(false) => None,
+            DiffParam::Whether(true) => Some(Diff::Last),
+            DiffParam::On(base) => Some(Diff::On(base)),
+        };
+        let base = match &diff {
+            Some(Diff::On(base)) => base,
+            _ => &directory,
+        };
+        if directory.is_absolute() && base.is_absolute() {
+            return Ok(Call::Snapshot { directory, diff, stop });
         }
         Err(Failure::new("params", "the directory of a snapshot is an absolute path"))
     }
@@ -191,10 +225,12 @@ impl From<SnapshotError> for Failure {
     fn from(error: SnapshotError) -> Self {
         let code = match &error {
             SnapshotError::Busy
-            | SnapshotError::Failed(vm::Error::Snapshot(snapshot::Error::Busy { .. })) => "busy",
+            | SnapshotError::Failed(
+                vm::Error::Snapshot(snapshot::Error::Busy { .. }) | vm::Error::Capture(CannotCapture::Busy),
+            ) => "busy",
             SnapshotError::Refused(_)
             | SnapshotError::RunOn { .. }
-            | SnapshotError::Failed(vm::Error::Save(_)) => "state",
+            | SnapshotError::Failed(vm::Error::Save(_) | vm::Error::Capture(_)) => "state",
             SnapshotError::Failed(_) => "failed",
         };
         Self::new(code, error)
@@ -262,11 +298,19 @@ mod tests {
             (r#"{"method":"logs"}"#, Call::Logs { follow: false }),
             (
                 r#"{"method":"snapshot","params":{"directory":"/a/b"}}"#,
-                Call::Snapshot { directory: "/a/b".into(), stop: false },
+                Call::Snapshot { directory: "/a/b".into(), diff: None, stop: false },
             ),
             (
                 r#"{"method":"snapshot","params":{"directory":"/a","stop":true}}"#,
-                Call::Snapshot { directory: "/a".into(), stop: true },
+                Call::Snapshot { directory: "/a".into(), diff: None, stop: true },
+            ),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","diff":true}}"#,
+                Call::Snapshot { directory: "/a".into(), diff: Some(Diff::Last), stop: false },
+            ),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","diff":"/b"}}"#,
+                Call::Snapshot { directory: "/a".into(), diff: Some(Diff::On("/b".into())), stop: false },
             ),
         ] {
             assert_eq!(parsed(text), Ok(expected), "{text}");
@@ -289,6 +333,12 @@ mod tests {
             (r#"{"method":"snapshot"}"#, "params", "directory"),
             (r#"{"method":"snapshot","params":{"directory":"a/b"}}"#, "params", "an absolute path"),
             (r#"{"method":"snapshot","params":{"directory":""}}"#, "params", "an absolute path"),
+            (r#"{"method":"snapshot","params":{"directory":"/a","diff":"b"}}"#, "params", "an absolute path"),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","diff":1}}"#,
+                "params",
+                "true, false or a path",
+            ),
             (r#"{"method":"balloon","params":{"target":"4M"}}"#, "params", "the params of balloon"),
         ] {
             let failure = parsed(text).unwrap_err();

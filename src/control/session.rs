@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::line::{LONGEST, Lines};
-use super::protocol::{self, Call, Failure, PROTOCOL, Status};
+use super::protocol::{self, Call, Diff, Failure, PROTOCOL, Status};
 use super::server::{Idle, Servable, Served};
 use super::wait;
 use crate::console::LogReader;
@@ -147,7 +147,7 @@ impl<H: Servable> Session<H> {
             Call::Events => self.events(id),
             Call::Attach => self.attach(id),
             Call::Logs { follow } => self.logs(id, follow),
-            Call::Snapshot { directory, stop } => self.snapshot(id, directory, stop),
+            Call::Snapshot { directory, diff, stop } => self.snapshot(id, directory, diff, stop),
         }
     }
 
@@ -195,7 +195,7 @@ impl<H: Servable> Session<H> {
 
     /// Answers when the snapshot is on the disk, and tells meanwhile how far it is. It is completed for a client that goes
     /// away as well: whoever asked for the machine's end with it has to know that nothing is lost.
-    fn snapshot(&self, id: &Value, directory: PathBuf, stop: bool) -> Next {
+    fn snapshot(&self, id: &Value, directory: PathBuf, diff: Option<Diff>, stop: bool) -> Next {
         let mut listens = true;
         let mut last: Option<(Phase, Instant)> = None;
         let tell = &mut |step: Step| {
@@ -206,21 +206,34 @@ impl<H: Servable> Session<H> {
                 last = Some((step.phase, Instant::now()));
             }
         };
-        let taken = self.take_snapshot(directory, stop, tell);
+        let taken = self.take_snapshot(directory, diff, stop, tell);
         if listens { self.reply(id, taken.map(|taken| protocol::taken(&taken))) } else { LEAVE }
     }
 
     fn take_snapshot(
         &self,
         place: PathBuf,
+        diff: Option<Diff>,
         stop: bool,
         tell: &mut dyn FnMut(Step),
     ) -> Result<Taken, Failure> {
         let Served { handle, hypervisor, description, .. } = &*self.served;
         refuse_forgotten(&description.config.disks)?;
         let text = description.to_toml().map_err(|error| Failure::new("failed", error))?;
-        let order = Order { place, description: Some(SavedDescription { text }), stop };
+        let base = match diff {
+            Some(Diff::Last) => Some(self.last_snapshot()?),
+            Some(Diff::On(base)) => Some(base),
+            None => None,
+        };
+        let order = Order { place, base, description: Some(SavedDescription { text }), stop };
         handle.snapshot(hypervisor, &order, tell).map_err(Failure::from)
+    }
+
+    /// Where the snapshot is on which a diff can build.
+    fn last_snapshot(&self) -> Result<PathBuf, Failure> {
+        let began_with = || self.served.restored_from.as_ref().map(|from| PathBuf::from(&from.directory));
+        let none = "this VM has no snapshot that a diff could build on: take a full one first";
+        self.served.handle.last_snapshot().or_else(began_with).ok_or_else(|| Failure::new("state", none))
     }
 
     /// Answers when the machine has stopped.

@@ -92,7 +92,9 @@ fn a_guest_that_is_stopped_with_its_snapshot_prints_nothing_twice_and_nothing_no
         running = Running::start(&mut session.command(&["restore", &place]));
     }
     drop(running);
-    let numbers: Vec<u64> = text
+    // It was stopped in the middle of a line, as in the rounds before.
+    let (whole, _) = text.rsplit_once('\n').unwrap();
+    let numbers: Vec<u64> = whole
         .lines()
         // What the guest says of itself.
         .skip(1)
@@ -126,6 +128,40 @@ fn fifty_times_in_a_row_it_is_killed_and_restored_from_the_snapshot_before() {
     }
     assert!(last > 50, "{last}");
     session.run(&["snapshot", "check", &place]).with(0).silent();
+}
+
+#[test]
+fn a_chain_of_diffs_is_restored_like_a_full_snapshot() {
+    let session = Session::new();
+    let place = |number: u32| session.at(&format!("diff{number}"));
+    session.detach("one", "count 1");
+    wait_for_count(&session, "one", 3);
+    session.run(&["snapshot", "one", &place(0), "--diff"]).refused(&["take a full one first"]);
+    let full = session.json(&["snapshot", "one", &place(0)])["size"].as_u64().unwrap();
+    if session.run(&["snapshot", "one", &place(1), "--diff"]).stderr.contains("take a full snapshot") {
+        eprintln!("this host does not tell which pages change: there are no diffs");
+        return;
+    }
+    session.run(&["snapshot", "one", &place(1), "--diff"]).refused(&["would replace what it builds on"]);
+    let mut last = 0;
+    for number in 2..6 {
+        last = wait_for_count(&session, "one", last + 1)[0];
+        let taken = session.json(&["snapshot", "one", &place(number), "--diff"]);
+        assert!(taken["size"].as_u64().unwrap() <= full, "{taken}");
+        session.kill_process("one");
+        restore(&session, &place(number), &["--check"]);
+    }
+    assert!(wait_for_count(&session, "one", last + 1)[0] > last);
+    // One that is not the last is none that it is known of what changed since.
+    let wrong = format!("--diff={}", place(2));
+    session.run(&["snapshot", "one", &place(9), &wrong]).refused(&["is not the last snapshot"]);
+    session.run(&["snapshot", "one", &place(9), &format!("--diff={}", place(5))]).with(0).silent();
+    // What it builds on may be moved, if that is said.
+    session.kill_process("one");
+    fs::rename(place(5), session.at("moved")).unwrap();
+    session.run(&["restore", &place(9)]).refused(&["diff5"]);
+    restore(&session, &place(9), &["--base", &session.at("moved")]);
+    assert!(wait_for_count(&session, "one", last + 1)[0] > last);
 }
 
 #[test]
@@ -312,7 +348,7 @@ fn progress_is_shown_to_people_only() {
         let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         assert_eq!(line["id"], 1);
         let Some(progress) = line.get("progress") else { break line };
-        assert_eq!(progress["total"], 64 << 20);
+        assert!(progress["done"].as_u64().unwrap() <= progress["total"].as_u64().unwrap(), "{line}");
         phases.push(progress["phase"].as_str().unwrap().to_owned());
     };
     phases.dedup();

@@ -17,7 +17,7 @@ that place as it was. Whoever interrupts this command does not interrupt the sna
 Disks are part of a snapshot only by their names: restore it while they are as they were, or with disks that were put aside at
 the same moment, as --stop allows.
 
-A VM called info or check is reached by `lodger snapshot -- info DIR`.
+A VM called info, check or help is reached by `lodger snapshot -- info DIR`.
 
 JSON: {\"directory\", \"id\", \"size\": what it takes on the disk, \"memory-size\": what the guest has, \"stopped-for-us\": how long the guest
 stood still, in microseconds, \"state\": what the VM does now}; sizes in bytes.
@@ -25,6 +25,7 @@ stood still, in microseconds, \"state\": what the VM does now}; sizes in bytes.
 Examples:
   lodger snapshot web before-update
   lodger snapshot web /backup/web --stop
+  lodger snapshot web hourly-2 --diff
   lodger snapshot info before-update
   lodger snapshot check /backup/web
 
@@ -60,7 +61,7 @@ pub fn snapshot(arguments: &SnapshotArgs) -> Result<u8, AnyError> {
 }
 
 /// Opens a snapshot; what it builds on may be somewhere else than it was.
-fn open(directory: &Path, base: Option<&Path>) -> Result<Snapshot, Error> {
+pub fn open(directory: &Path, base: Option<&Path>) -> Result<Snapshot, Error> {
     let snapshot = Snapshot::open(directory)?;
     Ok(match base {
         Some(base) => snapshot.with_base(base),

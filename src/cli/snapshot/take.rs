@@ -1,6 +1,6 @@
 //! `lodger snapshot NAME DIR`: a snapshot of a machine that another process runs.
 
-use std::path::{self, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -19,6 +19,12 @@ pub struct TakeArgs {
     name: Name,
     /// Where the snapshot is to be: a directory that is not there yet, or holds an older snapshot, which it replaces
     directory: PathBuf,
+    /// Keep only what changed since the last snapshot, or since the one that the VM was restored from
+    ///
+    /// That one is needed for as long as this one is, where it is by then: BASE says where it is now, if it was moved. Snapshots
+    /// that build on each other are no chain for ever: after some dozens a full one is due.
+    #[arg(long, value_name = "BASE", num_args = 0..=1, require_equals = true)]
+    diff: Option<Option<PathBuf>>,
     /// End the VM with it: nothing runs behind the point at which the snapshot was taken
     #[arg(long)]
     stop: bool,
@@ -29,15 +35,17 @@ pub struct TakeArgs {
 
 /// Has it taken.
 pub fn take(arguments: &TakeArgs) -> Result<u8, AnyError> {
-    let TakeArgs { name, directory, stop, json } = arguments;
-    // The process that runs the machine may be elsewhere.
-    let directory = path::absolute(directory)
-        .map_err(|error| format!("{} is no place for a snapshot: {error}", directory.display()))?;
-    let directory = directory.to_str().ok_or("the path of a snapshot has to be valid UTF-8")?;
+    let TakeArgs { name, directory, diff, stop, json } = arguments;
+    let directory = absolute(directory)?;
+    let diff = match diff {
+        None => Value::Bool(false),
+        Some(None) => Value::Bool(true),
+        Some(Some(base)) => Value::String(absolute(base)?),
+    };
     let mut client = Client::connect(name)?;
     let mut progress = Progress::new(*json);
     let mut report = progress.report();
-    let params = json!({ "directory": directory, "stop": stop });
+    let params = json!({ "directory": directory, "diff": diff, "stop": stop });
     let taken = client.call_watching("snapshot", params, &mut |step| {
         let number = |field: &str| step[field].as_u64().unwrap_or_default();
         report(number("done"), number("total"));
@@ -50,6 +58,14 @@ pub fn take(arguments: &TakeArgs) -> Result<u8, AnyError> {
     }
     output::print(*json, &taken, |taken| in_words(name, taken))?;
     Ok(0)
+}
+
+/// The process that runs the machine may be elsewhere.
+fn absolute(directory: &Path) -> Result<String, AnyError> {
+    let absolute = path::absolute(directory)
+        .map_err(|error| format!("{} is no place for a snapshot: {error}", directory.display()))?;
+    let absolute = absolute.into_os_string().into_string();
+    Ok(absolute.map_err(|_| "the path of a snapshot has to be valid UTF-8")?)
 }
 
 fn in_words(name: &Name, taken: &Value) -> String {

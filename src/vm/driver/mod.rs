@@ -17,6 +17,7 @@ mod table;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,6 +113,8 @@ struct Shared<V: Vm> {
     stopped: EventFd,
     /// Whether somebody is taking a snapshot.
     snapshot: AtomicBool,
+    /// Where the last one is.
+    last_snapshot: Mutex<Option<PathBuf>>,
 }
 
 struct Status {
@@ -175,6 +178,7 @@ impl<V: Vm> Driver<V> {
             events: Events::default(),
             stopped: event::create().map_err(Error::Event)?,
             snapshot: AtomicBool::new(false),
+            last_snapshot: Mutex::default(),
         };
         Ok(Self { machine: Arc::new(machine), shared: Arc::new(shared), receiver, stopping: None, runs: 0 })
     }

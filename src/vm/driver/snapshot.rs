@@ -7,8 +7,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -116,6 +116,11 @@ struct Read {
 }
 
 impl<V: Vm> Handle<V> {
+    /// Where the last snapshot of the machine was put, if one was taken since it began.
+    pub fn last_snapshot(&self) -> Option<PathBuf> {
+        self.shared.last_snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes a snapshot of the machine, which does afterwards what it did before, unless it is to end there. `tell` hears
     /// how far it is. If it fails, an older snapshot in that place is still there, and the machine goes on.
     pub fn snapshot<H: Hypervisor<Vm = V> + Send + Sync + 'static>(
@@ -134,6 +139,7 @@ impl<V: Vm> Handle<V> {
                 let _: Result<State, Refusal> = self.request(Request::Resume, Origin::Snapshot);
             }
         })?;
+        *self.shared.last_snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(order.place.clone());
         self.shared.events.tell(What::Snapshot {
             directory: order.place.display().to_string(),
             id: info.id_in_hex(),
