@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use lodger::boot::{Entry, Flat};
-use lodger::console::Spec;
 use lodger::vm::description::Description;
 use lodger::vm::{
     BalloonSpec, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name, PortSpec,

@@ -50,15 +50,15 @@ impl Numbers {
 #[test]
 fn machines_that_are_ended_at_any_moment_leave_nothing() {
     let session = Session::new();
-    let scratch = session.scratch();
-    let template = scratch.file("template.raw", &[7; 1 << 20]);
-    let room = scratch.at("room");
+    let template = session.at("template.raw");
+    fs::write(&template, [7; 1 << 20]).unwrap();
+    let room = session.at("room");
     fs::create_dir(&room).unwrap();
-    let before = names(scratch.path());
+    let before = names(session.path());
     let devices = [
         format!("--disk={template},overlay"),
         "--disk=ephemeral,size=1M".to_owned(),
-        format!("--port=agent,socket={}", scratch.at("agent.sock")),
+        format!("--port=agent,socket={}", session.at("agent.sock")),
         "--balloon".to_owned(),
     ];
     let start = |detached: bool, commands: &str| {
@@ -66,7 +66,7 @@ fn machines_that_are_ended_at_any_moment_leave_nothing() {
         command.env("TMPDIR", &room).args(&devices).args(guest(commands));
         Running::start(if detached { command.arg("--detach") } else { command.stdin(Stdio::piped()) })
     };
-    let left = || [names(&scratch.path().join("lodger")), names(room.as_ref())].concat();
+    let left = || [names(&session.path().join("lodger")), names(room.as_ref())].concat();
     let mut random = Numbers(0x9e37_79b9_7f4a_7c15);
     for round in 0..rounds() {
         let way = WAYS[random.below(WAYS.len() as u64) as usize];
@@ -92,7 +92,7 @@ fn machines_that_are_ended_at_any_moment_leave_nothing() {
     // What a killed one could not clear away is cleared away by the next start.
     start(false, "exit 3").finish().with(3).silent();
     assert_eq!(left(), [""; 0]);
-    assert_eq!(names(scratch.path()), [&["lodger".to_owned()], &before[..]].concat());
+    assert_eq!(names(session.path()), [&["lodger".to_owned()], &before[..]].concat());
 }
 
 /// Ends a machine, and waits until its process is gone. One that is only beginning hears no command yet.
