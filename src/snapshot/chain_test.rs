@@ -44,12 +44,13 @@ fn diffs_build_on_each_other() {
     let places = ["full", "one", "two"].map(|name| scratch.path(name));
     let [full, one, two] = &places;
     write(full);
-    write_diff(one, full, &[(2, 12), (5, 15), (6, 0)]);
+    write_diff(one, full, &[(2, 12), (5, 15), (255, 0)]);
     write_diff(two, one, &[(1, 0), (2, 22)]);
     let layers = read(two).unwrap();
     assert_eq!(layers.len(), 3);
-    assert_eq!([0, 1, 2, 5, 6, 255].map(|number| value(&layers, number)), [0, 0, 22, 15, 0, 3]);
+    assert_eq!([0, 1, 2, 5, 6, 255].map(|number| value(&layers, number)), [0, 0, 22, 15, 0, 0]);
     assert_eq!([1, 2, 5].map(|number| value(&read(one).unwrap(), number)), [1, 12, 15]);
+    assert_eq!(value(&read(full).unwrap(), 255), 3);
     Snapshot::open(two).unwrap().check().unwrap();
     let snapshot = Snapshot::open(two).unwrap();
     assert!(snapshot.is_diff() && !Snapshot::open(full).unwrap().is_diff());
@@ -146,7 +147,7 @@ fn every_byte_of_a_diffs_state_that_is_changed_and_every_length_is_noticed() {
     let scratch = Scratch::new();
     let (full, one) = (scratch.path("full"), scratch.path("one"));
     write(&full);
-    write_diff(&one, &full, &[(2, 12), (5, 15), (6, 0)]);
+    write_diff(&one, &full, &[(2, 12), (5, 15), (255, 0)]);
     let path = one.join(STATE);
     let whole = fs::read(&path).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();

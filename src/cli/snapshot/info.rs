@@ -131,6 +131,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_diff_names_what_it_builds_on_and_what_is_wrong_with_that() {
+        let info = Info {
+            format: 1,
+            id: [1; 16],
+            created: 0,
+            program: "lodger 9".to_owned(),
+            state_size: 4096,
+            memory_size: 1 << 20,
+            sections: Vec::new(),
+        };
+        let base = Base {
+            path: "diff/../full".to_owned(),
+            id: [0xab; 16],
+            changed: 8192,
+            problem: Some("it is gone".to_owned()),
+        };
+        let words = in_words("diff", &info, Some(&base));
+        let since = format!("since         diff/../full (id {})", "ab".repeat(16));
+        for line in ["changed       8 KiB", &since, "problem       it is gone"] {
+            assert!(words.lines().any(|found| found == line), "{words}");
+        }
+        let json = in_json("diff", &info, Some(&base));
+        assert_eq!(json["base"]["changed-size"], 8192);
+        assert_eq!(json["base"]["problem"], "it is gone");
+        assert!(in_json("full", &info, None)["base"].is_null());
+        assert!(!in_words("full", &info, None).contains("since"));
+    }
+
+    #[test]
     fn moments_are_written_as_dates() {
         assert_eq!(moment(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(moment(1_709_210_096), "2024-02-29 12:34:56 UTC");
