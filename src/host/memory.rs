@@ -5,6 +5,8 @@ use std::path::Path;
 use super::device::{Permissions, try_open};
 use super::{Area, Row, Verdict};
 use crate::kernel_files::{self as files, bytes, chosen, field, number};
+use crate::memory::{GuestMemory, Layout, MIN_SIZE, Options};
+use crate::x86::cpuid;
 
 const USERFAULTFD: &str = "/dev/userfaultfd";
 /// The command's own default for a guest.
@@ -28,7 +30,27 @@ pub(super) fn examine() -> Vec<Row> {
     });
     let node = Path::new(USERFAULTFD);
     rows.push(userfaultfd(userfaultfd_call(), try_open(node).is_ok(), Permissions::of(node)));
+    rows.push(written_pages(watch_a_little()));
     rows
+}
+
+/// Tries it on as little memory as a guest can have.
+fn watch_a_little() -> Result<(), String> {
+    let layout = Layout::new(MIN_SIZE, cpuid::host_address_bits()).map_err(|error| error.to_string())?;
+    let memory = GuestMemory::map(layout, Options::default()).map_err(|error| error.to_string())?;
+    memory.written_pages().map(drop).map_err(|reason| reason.to_string())
+}
+
+fn written_pages(watched: Result<(), String>) -> Row {
+    let name = "written pages";
+    match watched {
+        Ok(()) => {
+            row(name, Verdict::Ok, "a guest stands still for a snapshot only while what it changed is copied")
+        }
+        Err(reason) => row(name, Verdict::Missing, reason).advise(
+            "a guest stands still for a snapshot until all its memory is copied, and there are no diffs",
+        ),
+    }
 }
 
 fn rows(facts: &Facts) -> Vec<Row> {
@@ -190,6 +212,14 @@ mod tests {
             assert_eq!(row.verdict, verdict, "{row:?}");
             assert!(row.advice.as_ref().is_some_and(|text| text.contains(advice)), "{row:?}");
         }
+    }
+
+    #[test]
+    fn who_cannot_watch_memory_is_told_what_that_means() {
+        assert_eq!(written_pages(Ok(())).verdict, Verdict::Ok);
+        let row = written_pages(Err("too old".to_owned()));
+        assert!(row.verdict == Verdict::Missing && row.detail == "too old", "{row:?}");
+        assert!(row.advice.unwrap().contains("no diffs"));
     }
 
     #[test]
