@@ -103,6 +103,16 @@ guest!(
     "out dx, al",
     "jmp 2b",
 );
+guest!(
+    write_pages,
+    bench_write_pages,
+    bench_write_pages_end,
+    "2: mov eax, ecx",
+    "and eax, 0x3f000",
+    "mov [rax + 0x200000], rcx",
+    "add ecx, 0x1000",
+    "jmp 2b",
+);
 // Runs in ring 0: arms the local APIC's timer for ten microseconds, halts, and is woken by its interrupt. The
 // handler lies at a fixed distance behind the start, where the interrupt table expects it.
 guest!(
