@@ -5,6 +5,7 @@
 //! own, and whole machines are built through `lodger::vm` as a library user would build them.
 
 mod bz_images;
+mod captures;
 mod completion;
 mod disks;
 mod exchange;
