@@ -139,7 +139,7 @@ pub enum DisksError {
         asked: usize,
     },
     /// The guest would find another disk.
-    #[error("{disk} had {saved} when the snapshot was taken, and is to have {asked}: describe it as it was")]
+    #[error("{disk} was {saved} when the snapshot was taken, and is to be {asked}: describe it as it was")]
     Described {
         /// Which disk.
         disk: String,

@@ -166,9 +166,10 @@ impl SavedDisk {
         let differs = |saved: String, asked: String| {
             Err(DisksError::Described { disk: self.name.clone(), saved, asked })
         };
-        let ways = |read_only| if read_only { "to be only read (ro)" } else { "to be written, too" };
+        let ways =
+            |read_only| if read_only { "one that is only read (ro)" } else { "one that can be written to" };
         if self.serial != described.serial() {
-            let serial = |serial: &str| format!("the serial number {serial:?}");
+            let serial = |serial: &str| format!("one with the serial number {serial:?}");
             return differs(serial(&self.serial), serial(described.serial()));
         }
         if self.read_only != described.read_only {
@@ -176,7 +177,7 @@ impl SavedDisk {
         }
         match described.source {
             DiskSource::Ephemeral { size } if size != self.size => {
-                differs(format!("a size of {}", human(self.size)), human(size))
+                differs(format!("one of {}", human(self.size)), format!("one of {}", human(size)))
             }
             _ => Ok(()),
         }
