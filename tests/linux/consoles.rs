@@ -9,8 +9,10 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use lodger::console::Place;
+
 use crate::support::{
-    Files, LIMIT, Linux, Running, Scratch, Screen, has_line, lodger, program, smp, tiny, wait_until,
+    Files, Fixture, LIMIT, Linux, Running, Scratch, Screen, has_line, lodger, program, smp, tiny, wait_until,
 };
 
 /// The options for the test guest with the default command line.
@@ -40,16 +42,6 @@ fn line(from: &mut impl BufRead) -> String {
     let mut line = String::new();
     from.read_line(&mut line).unwrap();
     line.trim_end().to_owned()
-}
-
-/// Reads until there is such a line.
-#[track_caller]
-fn until_line(from: &mut impl BufRead, wanted: &str) {
-    let mut said = Vec::new();
-    while said.last().is_none_or(|last| last != wanted) {
-        said.push(line(from));
-        assert!(said.len() < 1000, "{wanted:?} is not in {said:#?}");
-    }
 }
 
 #[test]
@@ -114,12 +106,10 @@ fn size_becomes(screen: &mut Screen, wanted: &str) {
 fn a_mebibyte_goes_through_a_socket_in_both_directions() {
     let scratch = Scratch::new();
     let path = scratch.at("agent");
-    let port = format!("org.lodger.agent,socket={path}");
     for files in [tiny(), smp()] {
-        let running = start(
-            files,
-            &[&port],
-            "cat /sys/class/virtio-ports/vport0p1/name; exec 3<>/dev/vport0p1; \
+        let mut shell = Fixture::equipped(files).port(1, Place::Socket((&path).into())).shell();
+        shell.ask(
+            "cat /sys/class/virtio-ports/vport4p1/name; exec 3<>/dev/vport4p1; \
              head -c 1048576 <&3 >/tmp/all && md5sum /tmp/all && cat /tmp/all >&3",
         );
         let bytes: Vec<u8> = (0..1_u64 << 20).map(|index| ((index * 7919) >> 9) as u8).collect();
@@ -133,12 +123,13 @@ fn a_mebibyte_goes_through_a_socket_in_both_directions() {
         peer.read_exact(&mut back).unwrap();
         writing.join().unwrap();
         assert!(back == bytes);
-        let finished = running.finish().with(0);
-        has_line(&finished, "org.lodger.agent");
+        let answer = shell.await_answer().ok();
+        has_line(&answer, "org.lodger.agent");
         let file = scratch.file("sent", &bytes);
         let sum = Command::new("md5sum").arg(file).output().unwrap().stdout;
         let sum = String::from_utf8(sum).unwrap();
-        has_line(&finished, &format!("{}  /tmp/all", sum.split_whitespace().next().unwrap()));
+        has_line(&answer, &format!("{}  /tmp/all", sum.split_whitespace().next().unwrap()));
+        drop(shell);
         assert!(!Path::new(&path).exists());
     }
 }
@@ -147,15 +138,12 @@ fn a_mebibyte_goes_through_a_socket_in_both_directions() {
 fn peers_take_turns_and_the_guest_notices() {
     let scratch = Scratch::new();
     let path = scratch.at("agent");
-    let port = format!("agent,socket={path}");
-    let mut running = start(
-        tiny(),
-        &[&port],
-        "exec 3<>/dev/vport0p1; for i in 1 2 3; do \
+    let mut shell = Fixture::equipped(tiny()).port(1, Place::Socket((&path).into())).shell();
+    shell.ask(
+        "exec 3<>/dev/vport4p1; for i in 1 2 3; do \
          until read x <&3; do usleep 10000; done; echo hello $x >&3; \
          while read x <&3; do echo and $x >&3; done; echo gone $i; done",
     );
-    let mut said = BufReader::new(running.stdout());
     for round in 1..4 {
         let mut peer = connect(&path);
         let mut reader = BufReader::new(peer.try_clone().unwrap());
@@ -165,33 +153,31 @@ fn peers_take_turns_and_the_guest_notices() {
         assert_eq!(line(&mut reader), "and more");
         drop((peer, reader));
         // Linux gives a reader the end of the file only while nobody is there: with the next peer it has forgotten.
-        until_line(&mut said, &format!("gone {round}"));
+        shell.expect(&format!("gone {round}\r\n"));
     }
-    io::copy(&mut said, &mut io::sink()).unwrap();
-    running.finish().with(0);
+    shell.await_answer().ok();
 }
 
 #[test]
 fn ports_lead_to_terminals_and_files_and_none_holds_up_another() {
     let scratch = Scratch::new();
     let (stuck, log) = (scratch.at("stuck"), scratch.at("log"));
-    let mut running = start(
-        smp(),
-        &[&format!("stuck,socket={stuck}"), &format!("log,file={log}"), "terminal,pty"],
+    let fixture = Fixture::equipped(smp()).port(1, Place::Socket((&stuck).into()));
+    let mut shell = fixture.port(2, Place::File((&log).into())).port(3, Place::Pty).shell();
+    shell.ask(
         // Writes to the first for as long as anybody would wait, behind the scenes.
-        "cat /dev/zero >/dev/vport0p1 & \
-         exec 3<>/dev/vport0p3; until read x <&3; do usleep 10000; done; echo got $x >&3; \
-         head -c 300000 /dev/zero >/dev/vport0p2; echo done >/dev/vport0p2",
+        "cat /dev/zero >/dev/vport4p1 & \
+         exec 3<>/dev/vport4p3; until read x <&3; do usleep 10000; done; echo got $x >&3; \
+         head -c 300000 /dev/zero >/dev/vport4p2; echo done >/dev/vport4p2",
     );
     // A peer that never reads.
     let _peer = connect(&stuck);
-    let mut said = BufReader::new(running.stderr());
-    let said = line(&mut said);
-    let terminal = said.strip_prefix("lodger: the port terminal is on ").expect("a path");
+    let terminal = shell.machine().lines()[2].pty_path().unwrap();
     let mut terminal = File::options().read(true).write(true).open(terminal).unwrap();
     writeln!(terminal, "some words").unwrap();
     assert_eq!(line(&mut BufReader::new(terminal)), "got some words");
-    running.finish().with(0);
+    shell.await_answer().ok();
+    drop(shell);
     let written = fs::read(log).unwrap();
     assert!(written[..300_000].iter().all(|&byte| byte == 0) && &written[300_000..] == b"done\n");
 }

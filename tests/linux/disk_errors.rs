@@ -7,7 +7,7 @@ use std::process::Command;
 use std::{io, thread};
 
 use crate::small_file_system::small_file_system;
-use crate::support::{Linux, Scratch, has_line, lodger, tiny, wait_until};
+use crate::support::{DISK_SIZE, Fixture, Linux, Scratch, has_line, lodger, tiny, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,7 +25,7 @@ fn a_disk_on_a_full_file_system_gives_its_guest_errors_until_there_is_room() {
     let dir = std::path::Path::new(&path).parent().unwrap();
     small_file_system(dir, 4 * MIB, || {
         let disk = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        disk.set_len(4 * MIB).unwrap();
+        disk.set_len(DISK_SIZE).unwrap();
         // Where the marks are.
         disk.write_all_at(&[1; 65536], 0).unwrap();
         fs::write(&filler, vec![1; 3 * MIB as usize]).unwrap();
@@ -37,10 +37,10 @@ fn a_disk_on_a_full_file_system_gives_its_guest_errors_until_there_is_room() {
             File::options().write(true).open(filler).unwrap().set_len(0).unwrap();
             disk.write_all_at(b"ROOM", 16 * 512).unwrap();
         });
-        let finished = Linux::new(tiny()).options(&["--disk", &path]).run_script(WRITE_ALL).with(0);
+        let answer = Fixture::equipped(tiny()).disk(&path).shell().run(WRITE_ALL).ok();
         making_room.join().unwrap();
         for line in ["full", "readable", "written"] {
-            has_line(&finished, line);
+            has_line(&answer, line);
         }
     });
 }
@@ -91,7 +91,7 @@ impl Drop for Detached {
 fn a_device_that_fails_gives_its_guest_errors() {
     let scratch = Scratch::new();
     let path = scratch.at("behind");
-    File::create(&path).unwrap().set_len(4 * MIB).unwrap();
+    File::create(&path).unwrap().set_len(DISK_SIZE).unwrap();
     let Some(device) = loop_device(&path).map(Detached) else {
         eprintln!("skipped: a loop device needs root and losetup");
         return;
@@ -101,10 +101,9 @@ fn a_device_that_fails_gives_its_guest_errors() {
     let mut sector = [0; 512];
     let error = File::open(&device.0).unwrap().read_exact_at(&mut sector, 2 * MIB).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    let disk = format!("{},ro", device.0);
-    let script = "dd if=/dev/vda of=/dev/null bs=512 skip=6000 count=1 iflag=direct || echo lost; \
-                  dd if=/dev/vda of=/dev/null bs=512 skip=1000 count=1 iflag=direct && echo kept";
-    let finished = Linux::new(tiny()).options(&["--disk", &disk]).run_script(script).with(0);
-    has_line(&finished, "lost");
-    has_line(&finished, "kept");
+    let script = "dd if=/dev/vdb of=/dev/null bs=512 skip=6000 count=1 iflag=direct || echo lost; \
+                  dd if=/dev/vdb of=/dev/null bs=512 skip=1000 count=1 iflag=direct && echo kept";
+    let answer = Fixture::equipped(tiny()).read_only_disk(&device.0).shell().run(script).ok();
+    has_line(&answer, "lost");
+    has_line(&answer, "kept");
 }

@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-use crate::support::{Files, Finished, Linux, Running, Scratch, e2fs, has_line, lodger, program, smp, tiny};
+use crate::support::{
+    Answer, DISK_SIZE, Fixture, Linux, Running, Scratch, e2fs, has_line, lodger, program, smp, tiny,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -15,33 +17,31 @@ fn disk(scratch: &Scratch, name: &str, size: u64) -> String {
     path
 }
 
-fn run(files: &'static Files, options: &[&str], script: &str) -> Finished {
-    Linux::new(files).options(options).run_script(script).with(0)
+fn run(fixture: Fixture, script: &str) -> Answer {
+    fixture.shell().run(script).ok()
 }
 
 #[test]
 fn a_file_system_on_a_disk_keeps_what_was_written_from_one_run_to_the_next() {
     let scratch = Scratch::new();
-    let path = disk(&scratch, "disk", 16 * MIB);
+    let path = disk(&scratch, "disk", DISK_SIZE);
     run(
-        tiny(),
-        &["--disk", &path],
-        "mkdir -p /mnt && mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=12 && \
+        Fixture::equipped(tiny()).disk(&path),
+        "mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=64k count=12 && \
          md5sum /mnt/file >/mnt/sum && umount /mnt",
     );
     // Through several queues that share limits, with several processors, found by ACPI instead of the command line.
-    let disk = format!("{path},queues=2,bps=8M+64K,iops=1000+10");
-    let finished = run(
-        smp(),
-        &["--cpus", "2", "--disk", &disk],
-        "mkdir -p /mnt && mount /dev/vda /mnt && md5sum -c /mnt/sum && echo more >/mnt/more && umount /mnt",
+    let answer = run(
+        Fixture::equipped(smp()).disk(&format!("{path},bps=8M+64K,iops=1000+10")),
+        "mount /dev/vda /mnt && md5sum -c /mnt/sum && echo more >/mnt/more && umount /mnt",
     );
-    has_line(&finished, "/mnt/file: OK");
-    let disk = format!("{path},ro");
-    let script = "mkdir -p /mnt && mount -o ro /dev/vda /mnt && md5sum -c /mnt/sum && cat /mnt/more";
-    let finished = run(tiny(), &["--disk", &disk], script);
-    has_line(&finished, "/mnt/file: OK");
-    has_line(&finished, "more");
+    has_line(&answer, "/mnt/file: OK");
+    let answer = run(
+        Fixture::equipped(tiny()).read_only_disk(&path),
+        "mount -o ro /dev/vdb /mnt && md5sum -c /mnt/sum && cat /mnt/more",
+    );
+    has_line(&answer, "/mnt/file: OK");
+    has_line(&answer, "more");
 }
 
 #[test]
@@ -60,11 +60,11 @@ fn disks_come_in_the_order_in_which_they_were_given() {
         })
         .collect();
     let options: Vec<_> = options.iter().map(String::as_str).collect();
-    let finished = run(
-        tiny(),
-        &options,
+    let linux = Linux::new(tiny()).options(&options);
+    let finished = linux.run_script(
         "for d in a b c; do cat /sys/block/vd$d/size /sys/block/vd$d/serial; echo; head -n 1 /dev/vd$d; done",
     );
+    let finished = finished.with(0);
     let output: Vec<_> = finished.lines().map(str::trim_end).collect();
     for number in 1..=3_u64 {
         let wanted = [(number * 2048).to_string(), format!("number {number}"), format!("disk {number}")];
@@ -78,14 +78,14 @@ fn an_overlay_holds_what_a_guest_writes_and_its_template_stays_as_it_was() {
     let (template, contents) = (scratch.at("template"), scratch.at("contents"));
     fs::create_dir(&contents).unwrap();
     fs::write(format!("{contents}/who"), "template\n").unwrap();
-    e2fs::make(&template, 16 * MIB, Some(&contents));
+    e2fs::make(&template, DISK_SIZE, Some(&contents));
     let before = fs::read(&template).unwrap();
     let overlay = scratch.at("overlay.qcow2");
     let kept = format!("{template},overlay={overlay}");
-    let script =
-        "mkdir -p /mnt && mount /dev/vda /mnt && cat /mnt/who && echo changed >/mnt/who && umount /mnt";
-    has_line(&run(tiny(), &["--disk", &kept], script), "template");
-    has_line(&run(tiny(), &["--disk", &kept], script), "changed");
+    let script = "mount /dev/vda /mnt && cat /mnt/who && echo changed >/mnt/who && umount /mnt";
+    for who in ["template", "changed"] {
+        has_line(&run(Fixture::equipped(tiny()).disk(&kept), script), who);
+    }
     assert!(fs::read(&template).unwrap() == before, "the template has changed");
     assert!(fs::metadata(&overlay).unwrap().len() < 2 * MIB);
     let other = disk(&scratch, "other", MIB);
@@ -99,9 +99,9 @@ fn a_disk_without_a_file_is_empty_and_goes_away() {
     for _ in 0..2 {
         let script =
             "head -c 4 /dev/vda | od -An -tx1; echo full | dd of=/dev/vda conv=fsync; head -c 4 /dev/vda";
-        let finished = run(tiny(), &["--disk", "ephemeral,size=1M"], script);
-        has_line(&finished, " 00 00 00 00");
-        assert!(finished.stdout.contains("full"), "{finished:?}");
+        let answer = run(Fixture::equipped(tiny()), script);
+        has_line(&answer, " 00 00 00 00");
+        assert!(answer.text.contains("full"), "{answer:?}");
     }
 }
 
@@ -124,19 +124,18 @@ fn two_machines_cannot_write_to_one_disk() {
 #[test]
 fn what_a_guest_may_only_read_stays_as_it_was() {
     let scratch = Scratch::new();
-    let path = disk(&scratch, "disk", MIB);
+    let path = disk(&scratch, "disk", DISK_SIZE);
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
-    let disk = format!("{path},ro");
-    let script = "cat /sys/block/vda/ro; dd if=/dev/zero of=/dev/vda bs=512 count=1 || echo refused";
-    let finished = run(tiny(), &["--disk", &disk], script);
-    has_line(&finished, "1");
-    has_line(&finished, "refused");
+    let script = "cat /sys/block/vdb/ro; dd if=/dev/zero of=/dev/vdb bs=512 count=1 || echo refused";
+    let answer = run(Fixture::equipped(tiny()).read_only_disk(&path), script);
+    has_line(&answer, "1");
+    has_line(&answer, "refused");
 }
 
 #[test]
 fn a_disk_that_shrinks_gives_its_guest_errors_and_nothing_else() {
     let scratch = Scratch::new();
-    let path = disk(&scratch, "disk", 4 * MIB);
+    let path = disk(&scratch, "disk", DISK_SIZE);
     // The guest asks for it by a mark on the disk, and goes on when the mark is gone.
     let shrinks = File::options().read(true).write(true).open(&path).unwrap();
     let shrinking = std::thread::spawn(move || {
@@ -147,26 +146,24 @@ fn a_disk_that_shrinks_gives_its_guest_errors_and_nothing_else() {
         shrinks.set_len(2 * MIB).unwrap();
         shrinks.write_all_at(b"GONE", MIB).unwrap();
     });
-    let finished = run(
-        tiny(),
-        &["--disk", &path],
+    let answer = run(
+        Fixture::equipped(tiny()).disk(&path),
         "echo MARK | dd of=/dev/vda bs=512 seek=2048 count=1 conv=fsync; \
          until dd if=/dev/vda bs=512 skip=2048 count=1 iflag=direct | grep -q GONE; do true; done; \
          dd if=/dev/vda of=/dev/null bs=512 skip=6000 count=1 iflag=direct || echo lost; \
          dd if=/dev/vda of=/dev/null bs=512 skip=1000 count=1 iflag=direct && echo kept",
     );
     shrinking.join().unwrap();
-    has_line(&finished, "lost");
-    has_line(&finished, "kept");
+    has_line(&answer, "lost");
+    has_line(&answer, "kept");
 }
 
 #[test]
 fn random_numbers_come_from_the_host() {
-    let finished = run(
-        tiny(),
-        &["--rng"],
+    let answer = run(
+        Fixture::equipped(tiny()),
         "cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | wc -c; head -c 64 /dev/hwrng | md5sum",
     );
-    has_line(&finished, "virtio_rng.0");
-    has_line(&finished, "4096");
+    has_line(&answer, "virtio_rng.0");
+    has_line(&answer, "4096");
 }

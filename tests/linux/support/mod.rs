@@ -1,8 +1,19 @@
 //! What the tests share: the kernels, a first process of their own, booting both, and reading what was printed.
+//!
+//! There are two ways to a guest:
+//! - [`Linux`] starts `lodger run` and boots: for tests of what happens during a boot, of the program's options and of how
+//!   its process ends. That costs a second or several, by how much is booted and how the host runs guest kernels.
+//! - [`Fixture`] is a guest that is at its shell already, in a machine of the library's in this process: for tests of
+//!   anything else. Each kind was booted and saved by the first test that wanted it, and each test restores the snapshot
+//!   into a machine of its own, in milliseconds, so that no test sees what another did. What a fixture's guest has is fixed:
+//!   `bare` is nothing but a shell, `equipped` has one of each device. Another kind costs a boot for each build, which
+//!   pays when several tests use it. The snapshots are kept (`cache.rs`) for the next run of the same executable.
 
+mod cache;
 pub mod e2fs;
 mod files;
 mod first;
+mod fixture;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/process.rs"]
 mod process;
@@ -12,6 +23,7 @@ mod pty;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/scratch.rs"]
 mod scratch;
+mod shell;
 
 use std::env;
 use std::ffi::OsString;
@@ -23,9 +35,11 @@ use serde_json::Value;
 
 pub use files::{Files, smp, tiny};
 pub use first::first_process;
+pub use fixture::{DISK_SIZE, Fixture};
 pub use process::{Finished, Running, lodger, program};
 pub use pty::Screen;
 pub use scratch::Scratch;
+pub use shell::{Answer, Shell, complaints};
 
 /// After so long something that should have happened never will. A boot takes a second or two, but not where a test has
 /// KVM interpret the kernel on a busy machine.
@@ -210,10 +224,22 @@ pub fn section<'a>(finished: &'a Finished, name: &str) -> &'a str {
     text.unwrap_or_else(|| panic!("there is no {name} in {finished:?}")).0
 }
 
+/// What a guest printed.
+pub trait Output: std::fmt::Debug {
+    fn output(&self) -> &str;
+}
+
+impl Output for Finished {
+    fn output(&self) -> &str {
+        &self.stdout
+    }
+}
+
 /// Checks that `line` is one of the lines that the guest printed.
 #[track_caller]
-pub fn has_line(finished: &Finished, line: &str) {
-    assert!(finished.lines().any(|other| other.trim_end() == line), "{line:?} is not in {finished:?}");
+pub fn has_line(printed: &impl Output, line: &str) {
+    let mut lines = printed.output().lines();
+    assert!(lines.any(|other| other.trim_end() == line), "{line:?} is not in {printed:?}");
 }
 
 /// The instructions that this host's KVM cannot run, by doctor's names for them.
