@@ -4,9 +4,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use crate::support::{Running, Scratch, guest, program};
+use crate::support::{Running, Scratch, guest, program, wait_until};
 
 /// A guest that has printed its first line and waits for input.
 fn waiting() -> (Running, impl Sized) {
@@ -61,6 +61,9 @@ fn a_killed_process_leaves_nothing_behind_but_its_directory() {
     let mut running = Running::start(&mut command);
     let _stdin = running.stdin();
     BufReader::new(running.stdout()).read_line(&mut String::new()).unwrap();
+    // The last that it makes, and opens other things for.
+    let socket = scratch.path().join(format!("lodger/vm-{}/control.sock", running.id()));
+    wait_until("it has a control socket", || socket.exists());
     // Nothing it has open has a name that could stay, and it maps nothing that is shared by a name.
     for entry in fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap() {
         // One that is closed again meanwhile has no target any more.
@@ -79,11 +82,10 @@ fn a_killed_process_leaves_nothing_behind_but_its_directory() {
     let left: Vec<_> =
         fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.is_empty() || left == ["lodger"], "{left:?}");
-    let runs = |command: &mut Command| {
-        command.env("XDG_RUNTIME_DIR", scratch.path());
-        Running::start(command.args(guest("exit 3"))).finish().with(3).silent();
-    };
-    runs(&mut program());
+    let mut next = program();
+    // One without a name may be through before it has a directory.
+    next.arg("--name=next").args(guest("exit 3")).env("XDG_RUNTIME_DIR", scratch.path());
+    Running::start(&mut next).finish().with(3).silent();
     assert_eq!(fs::read_dir(scratch.path().join("lodger")).unwrap().count(), 0);
     let shared = fs::read_dir("/dev/shm").unwrap();
     let names = shared.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
