@@ -137,15 +137,11 @@ impl Tracker {
     /// Protects pages that were written, then those of an image that were only read: these are the file's.
     fn look_first(&self, memory: &GuestMemory) -> io::Result<PageSet> {
         let mut found = PageSet::default();
-        self.scan(
-            memory,
-            &Query { is: WRITTEN, is_not: FILE, tell: PRESENT | SWAPPED, ..ALL },
-            |pages, told| {
-                if told != 0 {
-                    found.insert(pages);
-                }
-            },
-        )?;
+        self.scan(memory, &Query { is: WRITTEN, is_not: FILE, tell: PRESENT | SWAPPED }, |pages, told| {
+            if told != 0 {
+                found.insert(pages);
+            }
+        })?;
         self.scan(memory, &Query { is: WRITTEN | FILE, ..ALL }, |_, _| {})?;
         Ok(found)
     }

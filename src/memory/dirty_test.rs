@@ -172,7 +172,7 @@ fn overlays_cover_what_is_below_them() {
         let overlays = vec![
             overlay(&[0..2, 10..20, 1000..1024], 101),
             overlay(&[11..13, 30..31], 102),
-            overlay(&[12..14], 103),
+            overlay(&[12..13, 13..14], 103),
         ];
         Image::new(image(1024, |_| 100), overlays)
     };

@@ -135,7 +135,7 @@ impl GuestMemory {
     /// The pages that may have something in them: all others are zeroes.
     pub fn used_pages(&self) -> PageSet {
         let size = self.layout().size();
-        let all = || PageSet::from_iter([(0..size / PAGE_SIZE)]);
+        let all = || PageSet::from(0..size / PAGE_SIZE);
         let mut used = match self.noted_touched().map_or_else(|| self.touched_pages(), Ok) {
             Ok(touched) => touched,
             // All are looked at.

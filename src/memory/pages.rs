@@ -100,6 +100,12 @@ impl PartialEq for PageSet {
 
 impl Eq for PageSet {}
 
+impl From<Range<u64>> for PageSet {
+    fn from(pages: Range<u64>) -> Self {
+        std::iter::once(pages).collect()
+    }
+}
+
 impl FromIterator<Range<u64>> for PageSet {
     fn from_iter<I: IntoIterator<Item = Range<u64>>>(runs: I) -> Self {
         let mut set = Self::default();
@@ -121,7 +127,7 @@ mod tests {
         assert_eq!(set.runs().collect::<Vec<_>>(), [3..70, 127..129, 320..321]);
         assert_eq!(set.count(), 67 + 2 + 1);
         assert!(PageSet::default().runs().next().is_none());
-        assert_eq!(PageSet::from_iter([(0..64)]).runs().collect::<Vec<_>>(), [0..64]);
+        assert_eq!(PageSet::from(0..64).runs().next(), Some(0..64));
     }
 
     #[test]
@@ -145,7 +151,7 @@ mod tests {
                 set.subtract(&other);
                 expected.retain(|page| !pages.contains(page) && !(70..75).contains(page));
             } else {
-                set.add(&PageSet::from_iter([pages.clone()]));
+                set.add(&PageSet::from(pages.clone()));
                 expected.extend(pages);
             }
             assert!(set.runs().flatten().eq(expected.iter().copied()));

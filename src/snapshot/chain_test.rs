@@ -136,7 +136,7 @@ fn a_circle_is_refused() {
     let mut draft = Draft::begin(&one, MEMORY_SIZE).unwrap();
     draft.put(0, &page(1)).unwrap();
     fs::create_dir(&one).unwrap();
-    let changes = MemoryChanges::new(&one, &one, draft.id(), [(0..1)].into_iter()).unwrap();
+    let changes = MemoryChanges::new(&one, &one, draft.id(), std::iter::once(0..1)).unwrap();
     draft.finish([sections(), vec![changes.section()]].concat()).unwrap();
     let error = read(&one).unwrap_err();
     assert!(matches!(error, Error::TooManyLayers { .. }), "{error}");
