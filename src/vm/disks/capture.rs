@@ -24,6 +24,8 @@ use crate::hv::Vm;
 use crate::snapshot::DISKS;
 use crate::storage::{self, Disk, Format, Identity, Storage, tools};
 
+/// Stands between the name of an image and what its overlay was made for.
+const AFTER: &str = ".after-";
 /// How many names are tried for an overlay beside a user's image.
 const MOST_NAMES: u32 = 1000;
 
@@ -304,14 +306,8 @@ impl<'a> Capture<'a> {
     fn overlay_beside(&self, image: &Attached) -> Result<Switch, storage::Error> {
         let disk = image.disk();
         let base = fs::canonicalize(disk.path()).map_err(storage_io("find", disk.path()))?;
-        let stem = base.file_name().unwrap_or_default();
         for attempt in 1..=MOST_NAMES {
-            let mut name = stem.to_owned();
-            name.push(format!(".after-{}", self.label));
-            if attempt > 1 {
-                name.push(format!("-{attempt}"));
-            }
-            name.push(".qcow2");
+            let name = name_beside(&base, &self.label, attempt);
             let path = base.with_file_name(name);
             match tools::overlay_in_use(disk, &base, &path, image.spec.direct, true) {
                 Err(storage::Error::Io { source, .. })
@@ -340,6 +336,20 @@ impl Attached {
     }
 }
 
+/// What an overlay of the image at `base` is called. That of an overlay which got such a name itself is not longer than that,
+/// and none is too long for a file system.
+fn name_beside(base: &Path, label: &str, attempt: u32) -> String {
+    const LONGEST: usize = 100;
+    let name = base.file_name().unwrap_or_default().to_string_lossy();
+    let first = name.strip_suffix(".qcow2").and_then(|name| name.split_once(AFTER)).map(|(first, _)| first);
+    let [name, label] =
+        [first.unwrap_or(&name), label].map(|text| &text[..text.floor_char_boundary(LONGEST)]);
+    match attempt {
+        1 => format!("{name}{AFTER}{label}.qcow2"),
+        _ => format!("{name}{AFTER}{label}-{attempt}.qcow2"),
+    }
+}
+
 /// The clock of file systems moves in steps of some milliseconds. Who writes to a file within the same step as somebody
 /// did before would not be noticed later.
 const STEP: Duration = Duration::from_millis(20);
@@ -353,4 +363,19 @@ fn is_recent(found: &Identity) -> bool {
 
 fn storage_io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> storage::Error {
     move |source| storage::Error::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_of_overlays_have_names_as_short_as_the_first() {
+        let name = |base: &str, label: &str, attempt| name_beside(Path::new(base), label, attempt);
+        assert_eq!(name("/a/disk.img", "one", 1), "disk.img.after-one.qcow2");
+        assert_eq!(name("/a/disk.img", "one", 3), "disk.img.after-one-3.qcow2");
+        assert_eq!(name("/a/disk.img.after-one.qcow2", "two", 1), "disk.img.after-two.qcow2");
+        assert_eq!(name("/a/disk.img.after-one", "two", 1), "disk.img.after-one.after-two.qcow2");
+        assert!(name(&"\u{e9}".repeat(120), &"x".repeat(250), 1000).len() < 255);
+    }
 }
