@@ -13,6 +13,7 @@ mod exits;
 mod fatal;
 mod halting;
 mod interrupts;
+mod kept_disks;
 mod kernel;
 mod machines;
 mod memory;
