@@ -9,7 +9,7 @@ use lodger::snapshot::Snapshot;
 use lodger::vm::description::Description;
 use lodger::vm::inspect::RestoredFrom;
 use lodger::vm::{
-    Config, DiskSpec, DiskSpecError, Error, Machine, Name, PortSpec, SavedDescription, Timeline,
+    Config, DisksError, Error, Machine, Name, PortSpec, Reopening, SavedDescription, SavedDisks, Timeline,
 };
 
 use super::AnyError;
@@ -23,15 +23,15 @@ sockets and files. Its memory is mapped and not read, so that this takes millise
 snapshot stays as it is, and may be restored any number of times, also at once, under different names. While a guest that was
 restored runs, the snapshot has to stay where it is; a newer one may replace it.
 
-Kernel and initial file systems are not needed. Disks are: as they were when the snapshot was taken. What cannot be had here is
-said before anything runs.
+Kernel and initial file systems are not needed. Disks are what they were, and what the guest changes on them is forgotten with the
+VM, unless --overlay or --write-disks says otherwise. What cannot be had here is said before anything runs.
 
 Statuses are those of `lodger run`.
 
 Examples:
   lodger restore before-update
   lodger restore before-update --name web2 --detach
-  lodger restore /backup/web --console pty --port agent,socket=/tmp/agent2.sock --disk vda=/backup/root.img";
+  lodger restore /backup/web --console pty --port agent,socket=/tmp/agent2.sock --overlay vda=changes.qcow2";
 
 /// From which snapshot, and what is otherwise.
 #[derive(Args)]
@@ -69,12 +69,23 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME,WHERE")]
     port: Vec<PortSpec>,
 
-    /// Where one of the guest's disks is: what Linux calls it, and its image; may be given several times
+    /// Where the image of one of the guest's disks is by now: what Linux calls the disk, and the file; may be given several times
     ///
-    /// After commas may follow format=FORMAT, overlay=FILE, overlay and verify, as with `lodger run`. All else of a disk is
-    /// as it was. The image has to hold what the disk held.
-    #[arg(long, value_name = "vdX=FILE[,OPTION…]")]
+    /// It has to hold what it held when the snapshot was taken.
+    #[arg(long, value_name = "vdX=FILE")]
     disk: Vec<DiskAt>,
+
+    /// Keep what the guest changes on one of its disks in FILE, which is made if it is not there; may be given several times
+    ///
+    /// Without this, changes go to an overlay that goes away with the VM.
+    #[arg(long, value_name = "vdX=FILE")]
+    overlay: Vec<DiskAt>,
+
+    /// Have the guest write to the images that the snapshot names, which uses it up
+    ///
+    /// For those who have ended a VM with its snapshot to go on once, and no more than once.
+    #[arg(long)]
+    write_disks: bool,
 
     /// Compare all of the snapshot with its checksums first, the memory too
     #[arg(long)]
@@ -84,41 +95,31 @@ pub struct RestoreArgs {
     shown: ShownArgs,
 }
 
-/// Where a disk is by now.
+/// A file for one of the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DiskAt {
     /// Counted from zero.
     number: usize,
-    spec: DiskSpec,
+    path: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum DiskAtError {
-    #[error(
-        "{0:?} does not begin with a disk of the guest: write vda=FILE for the first, vdb=FILE for the second"
-    )]
-    Name(String),
-    #[error(transparent)]
-    Spec(#[from] DiskSpecError),
-    #[error(
-        "only FILE, format=FORMAT, overlay=FILE, overlay and verify can be said here: what the guest knows stays as it was"
-    )]
-    Known,
-}
+#[error(
+    "{0:?} does not begin with a disk of the guest: write vda=FILE for the first, vdb=FILE for the second"
+)]
+struct DiskAtError(String);
 
 impl FromStr for DiskAt {
     type Err = DiskAtError;
 
     fn from_str(text: &str) -> Result<Self, DiskAtError> {
-        let wrong = || DiskAtError::Name(text.to_owned());
-        let (name, spec) = text.split_once('=').ok_or_else(wrong)?;
-        let number = match name.strip_prefix("vd").map(str::as_bytes) {
-            Some(&[letter @ b'a'..=b'z']) => usize::from(letter - b'a'),
-            _ => return Err(wrong()),
-        };
-        let spec: DiskSpec = spec.parse()?;
-        let plain = DiskSpec { source: spec.source.clone(), ..DiskSpec::new("") };
-        if spec == plain { Ok(Self { number, spec }) } else { Err(DiskAtError::Known) }
+        let (name, path) = text.split_once('=').unwrap_or((text, ""));
+        match name.strip_prefix("vd").map(str::as_bytes) {
+            Some(&[letter @ b'a'..=b'z']) if !path.is_empty() => {
+                Ok(Self { number: usize::from(letter - b'a'), path: path.into() })
+            }
+            _ => Err(DiskAtError(text.to_owned())),
+        }
     }
 }
 
@@ -128,7 +129,12 @@ pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, An
     if arguments.check {
         snapshot.check()?;
     }
-    let description = arguments.change(described(&snapshot)?)?;
+    let mut description = arguments.change(described(&snapshot)?)?;
+    if let Some(disks) = SavedDisks::of(&snapshot)? {
+        let described = &description.config.disks;
+        let specs = disks.specs(snapshot.directory(), described, &arguments.reopening());
+        description.config.disks = specs.map_err(advised)?;
+    }
     timeline.mark("snapshot opened");
     let guest = Guest {
         description,
@@ -138,7 +144,7 @@ pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, An
         shown: &arguments.shown,
     };
     guest::host(&guest, timeline, |kvm, config, console, timeline| {
-        Machine::restore(kvm, config, &snapshot, console, timeline).map_err(|error| advised(error, config))
+        Machine::restore(kvm, config, &snapshot, console, timeline).map_err(with_port)
     })
 }
 
@@ -173,13 +179,22 @@ impl RestoreArgs {
                 None => return Err(no_port(name, config).into()),
             }
         }
-        for DiskAt { number, spec } in &self.disk {
-            match config.disks.get_mut(*number) {
-                Some(disk) => disk.source.clone_from(&spec.source),
-                None => return Err(no_disk(*number, config).into()),
+        for DiskAt { number, .. } in self.disk.iter().chain(&self.overlay) {
+            if *number >= config.disks.len() {
+                return Err(no_disk(*number, config).into());
             }
         }
         Ok(description)
+    }
+
+    /// Where the disks are.
+    fn reopening(&self) -> Reopening {
+        let places = |disks: &[DiskAt]| disks.iter().map(|at| (at.number, at.path.clone())).collect();
+        Reopening {
+            replaced: places(&self.disk),
+            overlays: places(&self.overlay),
+            write_references: self.write_disks,
+        }
     }
 }
 
@@ -204,16 +219,18 @@ fn disk_name(number: usize) -> String {
 }
 
 /// An error with what the user can do about it here.
-fn advised(error: Error, config: &Config) -> AnyError {
+fn advised(error: DisksError) -> AnyError {
     match &error {
-        Error::Disk(_) => {
-            let all: Vec<_> = (0..config.disks.len()).map(disk_name).collect();
-            format!(
-                "{error}; if a disk ({}) is elsewhere by now, say so with --disk vdX=FILE",
-                all.join(", ")
-            )
-            .into()
+        DisksError::Image { .. } | DisksError::Changed { .. } => {
+            format!("{error}; --disk vdX=FILE says where an image is by now").into()
         }
+        _ => error.into(),
+    }
+}
+
+/// The same.
+fn with_port(error: Error) -> AnyError {
+    match &error {
         Error::Port { name, .. } => format!("{error}; --port {name},WHERE has it lead somewhere else").into(),
         _ => error.into(),
     }
@@ -253,8 +270,9 @@ mod tests {
                 "--name=web2",
                 "--console=none",
                 "--port=agent,pty",
-                "--disk=vdb=new.img,format=raw",
-                "--disk=vda=/a=b,overlay=/c",
+                "--disk=vdb=new.img",
+                "--overlay=vda=/a=b",
+                "--write-disks",
             ],
             config(),
         )
@@ -262,9 +280,7 @@ mod tests {
         assert_eq!((changed.name, console), (Some("web2".parse().unwrap()), Spec::None));
         let ports: Vec<_> = changed.ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["agent,pty", "log,file=log"]);
-        let [first, second] = changed.disks.as_slice() else { panic!("two disks") };
-        assert_eq!(first, &"/a=b,overlay=/c,queues=2,serial=ROOT".parse().unwrap());
-        assert_eq!(second, &"new.img,format=raw,ro".parse().unwrap());
+        assert_eq!(changed.disks, config().disks);
     }
 
     #[test]
@@ -275,9 +291,8 @@ mod tests {
             ("--disk=sda=x", "write vda=FILE"),
             ("--disk=vda", "write vda=FILE"),
             ("--disk=vdaa=x", "write vda=FILE"),
-            ("--disk=vda=x,ro", "what the guest knows stays"),
-            ("--disk=vda=x,queues=3", "what the guest knows stays"),
-            ("--disk=vda=x,format=tar", "tar"),
+            ("--disk=vda=", "write vda=FILE"),
+            ("--overlay=vdz=x", "no disk vdz"),
             ("--console=virtio", "is not a console"),
             ("--memory=1G", "--memory"),
         ] {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::snapshot;
 use crate::vm::driver::{Ending, News, SnapshotError, State, Step, Taken};
 use crate::vm::inspect::RestoredFrom;
-use crate::vm::{self, CannotCapture};
+use crate::vm::{self, CannotCapture, DiskMode, DisksError};
 
 /// The protocol's version: what was there in it means the same as long as the number is the same.
 pub const PROTOCOL: u32 = 1;
@@ -32,7 +32,16 @@ pub enum Call {
     Balloon { target: Option<u64> },
     Attach,
     Logs { follow: bool },
-    Snapshot { directory: PathBuf, diff: Option<Diff>, stop: bool },
+    Snapshot(Wanted),
+}
+
+/// A snapshot that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub directory: PathBuf,
+    pub diff: Option<Diff>,
+    pub disks: Option<DiskMode>,
+    pub stop: bool,
 }
 
 /// On which snapshot a diff builds.
@@ -102,6 +111,8 @@ struct SnapshotParams {
     #[serde(default)]
     diff: DiffParam,
     #[serde(default)]
+    disks: Option<DiskMode>,
+    #[serde(default)]
     stop: bool,
 }
 
@@ -121,7 +132,7 @@ impl Default for DiffParam {
 impl SnapshotParams {
     /// Where the client is does not count here.
     fn call(self) -> Result<Call, Failure> {
-        let Self { directory, diff, stop } = self;
+        let Self { directory, diff, disks, stop } = self;
         let diff = match diff {
             DiffParam::Whether(false) => None,
             DiffParam::Whether(true) => Some(Diff::Last),
@@ -132,7 +143,7 @@ impl SnapshotParams {
             _ => &directory,
         };
         if directory.is_absolute() && base.is_absolute() {
-            return Ok(Call::Snapshot { directory, diff, stop });
+            return Ok(Call::Snapshot(Wanted { directory, diff, disks, stop }));
         }
         Err(Failure::new("params", "the directory of a snapshot is an absolute path"))
     }
@@ -230,7 +241,11 @@ impl From<SnapshotError> for Failure {
             ) => "busy",
             SnapshotError::Refused(_)
             | SnapshotError::RunOn { .. }
-            | SnapshotError::Failed(vm::Error::Save(_) | vm::Error::Capture(_)) => "state",
+            | SnapshotError::Failed(
+                vm::Error::Save(_)
+                | vm::Error::Capture(_)
+                | vm::Error::Disks(DisksError::Mode { .. } | DisksError::Replaced { .. }),
+            ) => "state",
             SnapshotError::Failed(_) => "failed",
         };
         Self::new(code, error)
@@ -282,6 +297,10 @@ mod tests {
         parse(text.as_bytes()).1
     }
 
+    fn snapshot(directory: &str, diff: Option<Diff>, disks: Option<DiskMode>, stop: bool) -> Call {
+        Call::Snapshot(Wanted { directory: directory.into(), diff, disks, stop })
+    }
+
     #[test]
     fn requests_mean_what_the_protocol_says() {
         for (text, expected) in [
@@ -296,21 +315,22 @@ mod tests {
             (r#"{"method":"balloon","params":{"target":4096}}"#, Call::Balloon { target: Some(4096) }),
             (r#"{"method":"logs","params":{"follow":true}}"#, Call::Logs { follow: true }),
             (r#"{"method":"logs"}"#, Call::Logs { follow: false }),
-            (
-                r#"{"method":"snapshot","params":{"directory":"/a/b"}}"#,
-                Call::Snapshot { directory: "/a/b".into(), diff: None, stop: false },
-            ),
+            (r#"{"method":"snapshot","params":{"directory":"/a/b"}}"#, snapshot("/a/b", None, None, false)),
             (
                 r#"{"method":"snapshot","params":{"directory":"/a","stop":true}}"#,
-                Call::Snapshot { directory: "/a".into(), diff: None, stop: true },
+                snapshot("/a", None, None, true),
             ),
             (
                 r#"{"method":"snapshot","params":{"directory":"/a","diff":true}}"#,
-                Call::Snapshot { directory: "/a".into(), diff: Some(Diff::Last), stop: false },
+                snapshot("/a", Some(Diff::Last), None, false),
             ),
             (
                 r#"{"method":"snapshot","params":{"directory":"/a","diff":"/b"}}"#,
-                Call::Snapshot { directory: "/a".into(), diff: Some(Diff::On("/b".into())), stop: false },
+                snapshot("/a", Some(Diff::On("/b".into())), None, false),
+            ),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","disks":"overlay"}}"#,
+                snapshot("/a", None, Some(DiskMode::Overlay), false),
             ),
         ] {
             assert_eq!(parsed(text), Ok(expected), "{text}");

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::line::{LONGEST, Lines};
-use super::protocol::{self, Call, Diff, Failure, PROTOCOL, Status};
+use super::protocol::{self, Call, Diff, Failure, PROTOCOL, Status, Wanted};
 use super::server::{Idle, Servable, Served};
 use super::wait;
 use crate::console::LogReader;
+use crate::vm::SavedDescription;
 use crate::vm::driver::{Order, Origin, Phase, Request, Step, Taken};
 use crate::vm::inspect::{self, inspect};
-use crate::vm::{Changes, DiskSource, DiskSpec, SavedDescription};
 
 /// How much is read and written at once.
 const PIECE: usize = 4096;
@@ -46,20 +46,6 @@ const PIECES_AT_ONCE: usize = 16;
 /// Whether the session goes on after a request.
 type Next = io::Result<bool>;
 const LEAVE: Next = Ok(false);
-
-/// What goes away with the machine is not there for the one that goes on.
-fn refuse_forgotten(disks: &[DiskSpec]) -> Result<(), Failure> {
-    let is_forgotten = |disk: &&DiskSpec| {
-        matches!(
-            disk.source,
-            DiskSource::Ephemeral { .. } | DiskSource::Image { changes: Changes::Forgotten, .. }
-        )
-    };
-    disks.iter().find(is_forgotten).map_or(Ok(()), |disk| {
-        let advice = "start it with overlay=FILE, or with an image, to take snapshots of it";
-        Err(Failure::new("state", format!("the disk {disk} is forgotten with this VM: {advice}")))
-    })
-}
 
 impl<H: Servable> Session<H> {
     pub fn new(
@@ -147,7 +133,7 @@ impl<H: Servable> Session<H> {
             Call::Events => self.events(id),
             Call::Attach => self.attach(id),
             Call::Logs { follow } => self.logs(id, follow),
-            Call::Snapshot { directory, diff, stop } => self.snapshot(id, directory, diff, stop),
+            Call::Snapshot(wanted) => self.snapshot(id, wanted),
         }
     }
 
@@ -195,7 +181,7 @@ impl<H: Servable> Session<H> {
 
     /// Answers when the snapshot is on the disk, and tells meanwhile how far it is. It is completed for a client that goes
     /// away as well: whoever asked for the machine's end with it has to know that nothing is lost.
-    fn snapshot(&self, id: &Value, directory: PathBuf, diff: Option<Diff>, stop: bool) -> Next {
+    fn snapshot(&self, id: &Value, wanted: Wanted) -> Next {
         let mut listens = true;
         let mut last: Option<(Phase, Instant)> = None;
         let tell = &mut |step: Step| {
@@ -206,26 +192,20 @@ impl<H: Servable> Session<H> {
                 last = Some((step.phase, Instant::now()));
             }
         };
-        let taken = self.take_snapshot(directory, diff, stop, tell);
+        let taken = self.take_snapshot(wanted, tell);
         if listens { self.reply(id, taken.map(|taken| protocol::taken(&taken))) } else { LEAVE }
     }
 
-    fn take_snapshot(
-        &self,
-        place: PathBuf,
-        diff: Option<Diff>,
-        stop: bool,
-        tell: &mut dyn FnMut(Step),
-    ) -> Result<Taken, Failure> {
+    fn take_snapshot(&self, wanted: Wanted, tell: &mut dyn FnMut(Step)) -> Result<Taken, Failure> {
+        let Wanted { directory: place, diff, disks, stop } = wanted;
         let Served { handle, hypervisor, description, .. } = &*self.served;
-        refuse_forgotten(&description.config.disks)?;
         let text = description.to_toml().map_err(|error| Failure::new("failed", error))?;
         let base = match diff {
             Some(Diff::Last) => Some(self.last_snapshot()?),
             Some(Diff::On(base)) => Some(base),
             None => None,
         };
-        let order = Order { place, base, description: Some(SavedDescription { text }), stop };
+        let order = Order { place, base, disks, description: Some(SavedDescription { text }), stop };
         handle.snapshot(hypervisor, &order, tell).map_err(Failure::from)
     }
 

@@ -243,27 +243,38 @@ fn devices_and_ports_go_on_and_lead_where_they_are_told() {
     Running::start(command.args(guest("count"))).finish().with(0).silent();
     wait_for_count(&session, "one", 3);
     session.run(&["snapshot", "one", &place]).with(0).silent();
-    // What it has is still its own.
-    session.run(&["restore", &place, "--name=two"]).refused(&["disk.img"]);
     session.kill_process("one");
     let _listening = UnixListener::bind(&second).unwrap();
     let port = format!("agent,socket={second}");
     session
         .run(&["restore", &place, "--port", &port])
         .refused(&["another process listens", "--port agent,WHERE"]);
+    session.run(&["restore", &place, "--port", "log,pty"]).refused(&["no port log", "agent"]);
+    session.run(&["restore", &place, "--disk", "vdb=x"]).refused(&["no disk vdb"]);
+    // The disk was copied, so that its image is not needed.
     fs::rename(&disk, session.at("elsewhere.img")).unwrap();
-    session.run(&["restore", &place]).refused(&["disk.img", "--disk vdX=FILE"]);
-    let elsewhere = format!("vda={}", session.at("elsewhere.img"));
-    session
-        .run(&["restore", &place, "--disk", &elsewhere, "--port", "log,pty"])
-        .refused(&["no port log", "agent"]);
-    restore(&session, &place, &["--disk", &elsewhere]);
+    restore(&session, &place, &[]);
     assert_no_gap(&wait_for_count(&session, "one", 20));
     let tree = session.json(&["inspect", "one"]);
     let names: Vec<_> =
         tree["devices"].as_array().unwrap().iter().map(|device| device["name"].clone()).collect();
     assert_eq!(names.len(), 5, "{names:?}");
-    assert!(tree["configuration"]["disks"][0].as_str().unwrap().contains("elsewhere.img"));
+    // And from there once more, with its image named and moved.
+    let again = session.at("again");
+    session.run(&["snapshot", "one", &again, "--disks=copy"]).with(0).silent();
+    session.run(&["kill", "one"]).with(0).silent();
+    let image = session.at("elsewhere.img");
+    let mut command = session.command(&["run", "--detach", "--name=two", "--disk", &image]);
+    Running::start(command.args(guest("count"))).finish().with(0).silent();
+    wait_for_count(&session, "two", 3);
+    session.run(&["snapshot", "two", &again, "--stop"]).with(0).silent();
+    fs::rename(&image, session.at("moved.img")).unwrap();
+    session.run(&["restore", &again]).refused(&["elsewhere.img", "--disk vdX=FILE"]);
+    let moved = format!("vda={}", session.at("moved.img"));
+    let overlay = format!("vda={}", session.at("changes.qcow2"));
+    session.run(&["restore", &again, "--detach", "--disk", &moved, "--overlay", &overlay]).with(0);
+    assert_no_gap(&wait_for_count(&session, "two", 10));
+    assert!(fs::metadata(session.at("changes.qcow2")).is_ok());
 }
 
 #[test]
@@ -284,9 +295,9 @@ fn what_cannot_be_taken_is_refused_and_the_guest_goes_on() {
     session.run(&["snapshot", "one", "/"]).refused(&["/ is there and is no snapshot"]);
     let mut command = session.command(&["run", "--detach", "--name=two", "--disk=ephemeral,size=1M"]);
     Running::start(command.args(guest(""))).finish().with(0).silent();
-    session
-        .run(&["snapshot", "two", &session.at("two")])
-        .refused(&["is forgotten with this VM", "overlay=FILE"]);
+    let line = ["snapshot", "two", &session.at("two"), "--disks=reference"];
+    session.run(&line).refused(&["cannot be kept by reference"]);
+    session.run(&["snapshot", "two", &session.at("two"), "--disks=all"]).with(2);
     // Relative places are relative to whoever asks.
     let mut command = session.command(&["snapshot", "one", "here"]);
     Running::start(command.current_dir(session.path())).finish().with(0).silent();

@@ -14,8 +14,7 @@ use super::AnyError;
 const HELP: &str = "\
 The VM goes on as before, running or paused; --stop ends it. A snapshot that is interrupted, by whatever, leaves an older one in
 that place as it was. Whoever interrupts this command does not interrupt the snapshot. `lodger restore DIR` goes on from it.
-Disks are part of a snapshot only by their names: restore it while they are as they were, or with disks that were put aside at
-the same moment, as --stop allows.
+Disks are kept with it (--disks); a VM that is restored writes to none of them, but to overlays of its own.
 
 A VM called info, check or help is reached by `lodger snapshot -- info DIR`.
 

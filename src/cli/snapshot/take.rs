@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use lodger::control::Client;
-use lodger::vm::Name;
+use lodger::vm::{DiskMode, Name};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
@@ -25,6 +25,14 @@ pub struct TakeArgs {
     /// that build on each other are no chain for ever: after some dozens a full one is due.
     #[arg(long, value_name = "BASE", num_args = 0..=1, require_equals = true)]
     diff: Option<Option<PathBuf>>,
+    /// What becomes of disks: copy, overlay or reference [default: what fits each]
+    ///
+    ///   copy       their content is copied, while the guest stands still
+    ///   overlay    their images stay as they are from now on, and the VM goes on in overlays
+    ///   reference  the snapshot names their images, and nobody may write to them any more; for --stop
+    /// By default what is only read is named, and with --stop a user's own images are as well; all else is copied.
+    #[arg(long, value_name = "HOW", verbatim_doc_comment)]
+    disks: Option<DiskMode>,
     /// End the VM with it: nothing runs behind the point at which the snapshot was taken
     #[arg(long)]
     stop: bool,
@@ -35,7 +43,7 @@ pub struct TakeArgs {
 
 /// Has it taken.
 pub fn take(arguments: &TakeArgs) -> Result<u8, AnyError> {
-    let TakeArgs { name, directory, diff, stop, json } = arguments;
+    let TakeArgs { name, directory, diff, disks, stop, json } = arguments;
     let directory = absolute(directory)?;
     let diff = match diff {
         None => Value::Bool(false),
@@ -45,7 +53,7 @@ pub fn take(arguments: &TakeArgs) -> Result<u8, AnyError> {
     let mut client = Client::connect(name)?;
     let mut progress = Progress::new(*json);
     let mut report = progress.report();
-    let params = json!({ "directory": directory, "diff": diff, "stop": stop });
+    let params = json!({ "directory": directory, "diff": diff, "disks": disks, "stop": stop });
     let taken = client.call_watching("snapshot", params, &mut |step| {
         let number = |field: &str| step[field].as_u64().unwrap_or_default();
         report(number("done"), number("total"));

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, answer};
 use crate::hv::{Hypervisor, Vm};
 use crate::snapshot::{Info, MEMORY, STATE};
-use crate::vm::{Capture, Drafted, Error, Progress, SavedDescription};
+use crate::vm::{Capture, DiskMode, Drafted, Error, Progress, SavedDescription};
 
 /// The snapshot that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Order {
     /// On which other one it builds, if it is to hold only what changed since then: the last that was taken of the machine,
     /// or that with which it began.
     pub base: Option<PathBuf>,
+    /// What becomes of its disks; each has what fits it if nothing is said.
+    pub disks: Option<DiskMode>,
     /// How the machine was described, for those who restore it without being told.
     pub description: Option<SavedDescription>,
     /// Whether the machine ends there: nothing runs behind the point at which it was taken.
@@ -175,11 +177,13 @@ impl<V: Vm> Handle<V> {
         order: &Order,
     ) -> Result<Read, SnapshotError> {
         let hypervisor = Arc::clone(hypervisor);
-        let Order { description, stop, .. } = order.clone();
+        let Order { description, disks, stop, .. } = order.clone();
         let read = self.while_at_rest(move |rest| {
-            let drafted = capture.complete(rest.machine, &*hypervisor).map(|mut drafted| {
+            let drafted = capture.complete(rest.machine, &*hypervisor).and_then(|mut drafted| {
+                let disks = rest.machine.capture_disks(disks, drafted.directory(), stop)?;
+                drafted.add_disks(&disks);
                 description.iter().for_each(|description| drafted.describe(description));
-                drafted
+                Ok(drafted)
             });
             let after = if stop && drafted.is_ok() { After::Stay(Origin::Snapshot) } else { After::GoOn };
             let (state, since, runs) = (rest.state, rest.since, rest.runs);

@@ -32,7 +32,7 @@ fn vm(requests: &[Request]) -> Vm {
 impl Vm {
     fn order(&self, stop: bool) -> Order {
         let description = Some(SavedDescription { text: "described".to_owned() });
-        Order { place: self.dir.path().join("snapshot"), base: None, description, stop }
+        Order { place: self.dir.path().join("snapshot"), base: None, disks: None, description, stop }
     }
 
     fn take(&self, stop: bool, mut tell: impl FnMut(Step)) -> Result<Taken, SnapshotError> {
