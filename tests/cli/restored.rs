@@ -98,8 +98,9 @@ fn a_guest_that_is_stopped_with_its_snapshot_prints_nothing_twice_and_nothing_no
         .lines()
         // What the guest says of itself.
         .skip(1)
-        .filter(|line| !line.is_empty())
-        .map(|line| line.strip_prefix("count ").and_then(|number| number.parse().ok()).expect(line))
+        .map(|line| {
+            line.trim_end().strip_prefix("count ").and_then(|number| number.parse().ok()).expect(line)
+        })
         .collect();
     assert!(numbers[0] == 1 && numbers.len() >= 100, "{text}");
     assert_no_gap(&numbers);
