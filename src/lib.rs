@@ -17,6 +17,7 @@ pub mod host;
 pub mod hv;
 mod kernel_files;
 pub mod memory;
+mod random;
 pub mod saved;
 pub mod size;
 pub mod snapshot;

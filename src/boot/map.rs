@@ -17,6 +17,7 @@
 //! 0x43000  ┼ free
 //! 0x9fc00  ┼ MP: floating pointer ┐
 //! 0xa0000  │ video memory, ROMs   │ memory that the guest is told is not free
+//! 0xdf000  │ id of the generation │
 //! 0xe0000  │ ACPI tables          │
 //! 0xf0000  │ MP: table            │
 //! 0xffff0  │ code that resets     ┘
@@ -57,6 +58,12 @@ pub const PAGE_TABLES: u64 = 0x3000;
 pub const EXTENDED_BIOS_DATA: u64 = 0x9_fc00;
 /// The pointer to the table of the MultiProcessor Specification.
 pub const MP_POINTER: u64 = EXTENDED_BIOS_DATA;
+/// The page of the id that tells a guest that it goes on from a snapshot; nothing else is in it.
+pub const GENERATION_PAGE: u64 = 0xd_f000;
+/// The id. Not where the page begins: kernels look there for ROMs, and any bytes may stand in it.
+pub const GENERATION_ID: u64 = GENERATION_PAGE + 0x10;
+/// How long the id is.
+pub const GENERATION_ID_SIZE: u64 = 16;
 /// ACPI's root pointer and all tables.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// The table of the MultiProcessor Specification, and the end of the room for ACPI tables.

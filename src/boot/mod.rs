@@ -175,6 +175,8 @@ pub struct Start {
     pub kernel: Region,
     /// Where the initrd is.
     pub initrd: Option<Region>,
+    /// Where the id of the machine's generation belongs, if the guest is told of one. It is not written here.
+    pub generation_id: Option<u64>,
 }
 
 /// Loads `kernel` into `memory`, which must read as zero.

@@ -3,8 +3,6 @@
 //! PVH: Xen's `public/arch-x86/hvm/start_info.h`. Linux: Documentation/arch/x86/boot.rst, "64-bit Boot
 //! Protocol", and zero-page.rst. The structures are linux-loader's.
 
-use std::io;
-
 use linux_loader::bootparam::{
     E820_MAX_ENTRIES_ZEROPAGE, LOADED_HIGH, SETUP_RNG_SEED, boot_e820_entry, boot_params,
 };
@@ -15,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::hv::Segment;
 use crate::memory::{GuestMemory, Region};
+use crate::random;
 use crate::x86::segments;
 
 use super::bzimage::SetupHeader;
@@ -97,7 +96,7 @@ pub fn write_pvh(memory: &GuestMemory, told: &Told) -> Result<(), GuestMemoryErr
 /// spend seconds of their boot collecting them.
 fn write_seed(memory: &GuestMemory) -> Result<(), Error> {
     let mut seed = [0; SEED_SIZE];
-    fill_with_random(&mut seed).map_err(Error::Random)?;
+    random::fill(&mut seed).map_err(Error::Random)?;
     let mut data = Vec::with_capacity(16 + SEED_SIZE);
     // The last of the list.
     data.extend(0_u64.to_le_bytes());
@@ -105,24 +104,6 @@ fn write_seed(memory: &GuestMemory) -> Result<(), Error> {
     data.extend((SEED_SIZE as u32).to_le_bytes());
     data.extend(seed);
     Ok(memory.mapped().write_slice(&data, GuestAddress(map::SEED))?)
-}
-
-fn fill_with_random(buffer: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let rest = &mut buffer[filled..];
-        // SAFETY: the kernel writes at most as many bytes as the slice has.
-        match unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) } {
-            read @ 0.. => filled += read as usize,
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Writes what a Linux kernel finds through RSI. `header` is that of the image which the kernel came in.

@@ -86,6 +86,7 @@ impl<'a> Plan<'a> {
             state: self.handover.initial_state(),
             kernel: self.kernel,
             initrd,
+            generation_id: self.tables.as_ref().map(|_| map::GENERATION_ID),
         })
     }
 }

@@ -34,6 +34,8 @@ pub struct Platform<'a> {
     pub panic_port: u16,
     /// The interrupt of the power button, an edge.
     pub power_button: u8,
+    /// The interrupt that tells of a new generation, an edge.
+    pub generation: u8,
     /// Virtio devices that are reached through memory.
     pub virtio: &'a [VirtioMmio],
 }
@@ -96,6 +98,7 @@ pub(super) fn platform(cpus: u8, virtio: &[VirtioMmio]) -> Platform<'_> {
         reset_code: ResetPort { port: 0xcf9, value: 6 },
         panic_port: 0x505,
         power_button: 13,
+        generation: 23,
         virtio,
     }
 }

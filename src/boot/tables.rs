@@ -47,9 +47,10 @@ impl Tables {
         Region { start: self.acpi.start, size: self.acpi.bytes.len() as u64 }
     }
 
-    /// Everything that is written.
-    pub fn regions(&self) -> [Region; 4] {
+    /// Everything that is written, and the id of which ACPI tells.
+    pub fn regions(&self) -> [Region; 5] {
         [
+            Region { start: map::GENERATION_ID, size: map::GENERATION_ID_SIZE },
             self.acpi(),
             Region { start: map::MP_TABLE, size: self.mp.len() as u64 },
             Region { start: map::MP_POINTER, size: size_of_val(&mp::floating_pointer(0)) as u64 },
@@ -84,7 +85,7 @@ mod tests {
         let mut regions = tables.regions();
         regions.sort_by_key(|region| region.start);
         assert!(regions.is_sorted_by(|low, high| low.end() <= high.start), "{regions:x?}");
-        assert!(regions[0].start == map::EXTENDED_BIOS_DATA && regions[3].end() <= map::HIGH_MEMORY);
+        assert!(regions[0].start == map::EXTENDED_BIOS_DATA && regions[4].end() <= map::HIGH_MEMORY);
     }
 
     #[test]

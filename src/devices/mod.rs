@@ -7,6 +7,7 @@
 pub mod cmos;
 mod collected;
 pub mod debug_exit;
+pub mod generation_id;
 pub mod i8042;
 pub mod pci;
 pub mod post;

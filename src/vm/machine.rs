@@ -22,6 +22,7 @@ use crate::bus::{Bus, BusBuilder};
 use crate::console::Line as PortLine;
 use crate::devices::cmos::{self, Cmos, HostClock};
 use crate::devices::debug_exit::{self, DebugExit};
+use crate::devices::generation_id::{self, GenerationId};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::pci::{self, HostBridge, Pci};
 use crate::devices::post::{self, Post};
@@ -89,6 +90,8 @@ pub struct Devices {
     pub post: Arc<Post>,
     /// The power button.
     pub power_button: PowerButton,
+    /// What tells the guest that it goes on from a snapshot.
+    pub generation_id: GenerationId,
 }
 
 /// The hypervisor's machine together with the memory it was given: one must not outlive the other.
@@ -193,10 +196,12 @@ impl<V: Vm> Machine<V> {
                 let start = load(&memory, config, &topology, &planned.places())?;
                 timeline.mark("kernel loaded");
                 parts.has_kernel = is_kernel(config, &start);
+                parts.generation_id = start.generation_id;
                 Some(start)
             }
             Beginning::Saved(saved, _) => {
                 parts.has_kernel = saved.has_kernel();
+                parts.generation_id = saved.generation_id();
                 None
             }
         };
@@ -231,6 +236,7 @@ impl<V: Vm> Machine<V> {
         if let Beginning::Saved(saved, _) = &beginning {
             saved.restore_devices(&machine)?;
         }
+        machine.begin_generation(matches!(beginning, Beginning::Saved(..)))?;
         timeline.mark("devices and threads created");
         Ok(machine)
     }
@@ -280,7 +286,8 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<hv::Result<_>>()?;
         let power_button = PowerButton::new(line(power_button::IRQ));
-        let devices = Devices { serial, cmos, i8042, pci, post, power_button };
+        let generation_id = GenerationId::new(line(generation_id::IRQ));
+        let devices = Devices { serial, cmos, i8042, pci, post, power_button, generation_id };
         let Plan { devices: _, disks, images, balloon, console: virtio_console, mut lines, files } = planned;
         if let Some(device) = &virtio_console {
             lines.extend(console::line_to(Arc::clone(&console), device)?);
@@ -306,6 +313,18 @@ impl<V: Vm> Machine<V> {
             since: Shared::default(),
             files,
         })
+    }
+
+    /// Makes this another machine than all before. A guest that `goes_on` finds the interrupt at its next instruction: by
+    /// now the interrupt controllers are as it left them.
+    fn begin_generation(&self, goes_on: bool) -> Result<(), Error> {
+        if let Some(address) = self.parts.generation_id {
+            self.devices.generation_id.renew(&self.board.memory, address)?;
+            if goes_on {
+                self.devices.generation_id.announce();
+            }
+        }
+        Ok(())
     }
 
     /// Lets all processors run, for the first time or after a pause.
@@ -521,6 +540,7 @@ fn platform<'a>(topology: &Topology, virtio: &'a [VirtioMmio]) -> Platform<'a> {
         reset_code: boot::ResetPort { port: reset::PORT, value: reset::HARD },
         panic_port: pvpanic::CLAIM.base,
         power_button: power_button::IRQ as u8,
+        generation: generation_id::IRQ as u8,
         virtio,
     }
 }

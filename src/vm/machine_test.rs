@@ -1,6 +1,9 @@
 use std::thread;
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
+use crate::boot::{Flat, Mode};
 use crate::devices::Collected;
 use crate::hv::fake::{FakeHypervisor, FakeVm, Step};
 use crate::hv::{ExitKind, Msr};
@@ -69,6 +72,21 @@ fn fatal_exits_have_their_documented_statuses() {
     for (step, status) in [(Step::Shutdown, 101), (Step::FailedEntry, 103), (Step::Unexpected(99), 104)] {
         assert_eq!(build(&ordinary([step]), 1).unwrap().run().status(), status);
     }
+}
+
+#[test]
+fn a_guest_that_is_told_of_its_machine_has_an_id_of_the_generation_and_no_interrupt_for_the_first() {
+    let hypervisor = ordinary([]);
+    let machine = build(&hypervisor, 1).unwrap();
+    let id = |machine: &Machine<FakeVm>| -> [u8; 16] {
+        machine.memory().mapped().read_obj(GuestAddress(boot::map::GENERATION_ID)).unwrap()
+    };
+    assert_ne!(id(&machine), [0; 16]);
+    assert!(hypervisor.log().interrupts.iter().all(|&(line, _)| line != generation_id::IRQ));
+    let flat = Flat { address: 0x8000, mode: Mode::Real };
+    let config = Config { kernel: Kernel::Bytes(vec![0xf4]), flat: Some(flat), ..Config::default() };
+    let untold = Machine::new(&ordinary([]), &config, Arc::new(Collected::default())).unwrap();
+    assert_eq!(id(&untold), [0; 16], "the first MiB is the guest's");
 }
 
 /// Two pulses that overlap are one edge to the interrupt controller, and one interrupt is lost.
@@ -165,7 +183,9 @@ fn asking_leaves_memory_as_it_was() {
         let not_asked = Machine::new(&FakeHypervisor::new([]), &off, Arc::new(Collected::default())).unwrap();
         let lowest = |memory: &GuestMemory| {
             let mut bytes = vec![0; 1 << 20];
-            vm_memory::Bytes::read_slice(memory.mapped(), &mut bytes, vm_memory::GuestAddress(0)).unwrap();
+            memory.mapped().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            // No two machines have the same id.
+            bytes[boot::map::GENERATION_ID as usize..][..16].fill(0);
             bytes
         };
         assert!(lowest(asked.memory()) == lowest(not_asked.memory()));

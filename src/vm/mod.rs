@@ -31,9 +31,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::console::{LineError, Output, Shown};
-use crate::devices::ByteSink;
 use crate::devices::virtio::balloon::TooLarge;
 use crate::devices::virtio::console::MOST_PORTS;
+use crate::devices::{ByteSink, generation_id};
 use crate::x86::model::NotOffered;
 use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, snapshot, storage};
@@ -127,6 +127,9 @@ pub enum Error {
     /// It cannot go on as what was saved.
     #[error(transparent)]
     Restore(#[from] CannotRestore),
+    /// The guest cannot be told that it is another machine now.
+    #[error(transparent)]
+    Generation(#[from] generation_id::Error),
     /// There are not so many interrupts.
     #[error("{asked} virtio devices are too many, a machine has interrupts for {most}")]
     TooManyDevices {

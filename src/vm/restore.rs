@@ -128,6 +128,10 @@ impl SavedMachine {
         self.parts.has_kernel
     }
 
+    pub(super) fn generation_id(&self) -> Option<u64> {
+        self.parts.generation_id
+    }
+
     fn memory_size(&self) -> Result<u64, Error> {
         Ok(Layout::restore(&self.layout, cpuid::host_address_bits())?.size())
     }
@@ -197,7 +201,8 @@ impl SavedMachine {
             let section = section.to_owned();
             move |source| CannotRestore::Device { section, source }
         };
-        let super::Devices { serial, cmos, i8042, pci, post, power_button: _ } = &machine.devices;
+        let super::Devices { serial, cmos, i8042, pci, post, power_button: _, generation_id: _ } =
+            &machine.devices;
         serial.restore(&self.serial).map_err(failed("serial"))?;
         cmos.restore(&self.cmos).map_err(failed("cmos"))?;
         i8042.restore(&self.i8042).map_err(failed("i8042"))?;

@@ -30,6 +30,8 @@ pub(super) struct Parts {
     pub devices: Vec<Part>,
     /// Whether its kernel is one for the software processor, where there is need of that.
     pub has_kernel: bool,
+    /// Where the id of its generation is, if its guest was told of one.
+    pub generation_id: Option<u64>,
 }
 
 /// A virtio device, and where the guest finds it.
@@ -58,6 +60,7 @@ impl Parts {
             threads: topology.threads(),
             devices: planned.places().into_iter().zip(planned.kinds()).map(part).collect(),
             has_kernel: false,
+            generation_id: None,
         }
     }
 
@@ -193,7 +196,8 @@ impl<V: Vm> Machine<V> {
         let msrs = hypervisor.saved_msrs()?;
         let save = |vcpu: &VcpuThread<V::Vcpu>| vcpu.while_at_rest(|vcpu| vcpu.save(&msrs));
         let vcpus = self.vcpus.iter().map(save).collect::<hv::Result<_>>()?;
-        let super::Devices { serial, cmos, i8042, pci, post, power_button: _ } = &self.devices;
+        let super::Devices { serial, cmos, i8042, pci, post, power_button: _, generation_id: _ } =
+            &self.devices;
         let virtio = self.virtio.iter().enumerate().map(|(number, transport)| {
             let [_, name] = virtio_sections(number);
             let device = Section::holding(name, transport.device().save_state());

@@ -22,7 +22,7 @@ use crate::memory::GuestMemory;
 /// Where the registers of the first device are: in the hole below 4 GiB.
 const BASE: u32 = 0xd000_0000;
 /// The interrupts that no other device has: those of the ISA first, which kernels know without being told.
-const INTERRUPTS: [u8; 17] = [5, 10, 11, 9, 7, 6, 3, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+const INTERRUPTS: [u8; 16] = [5, 10, 11, 9, 7, 6, 3, 14, 15, 16, 17, 18, 19, 20, 21, 22];
 
 /// A device that the machine will have.
 pub(super) struct Planned {

@@ -113,9 +113,13 @@ fn devices_are_described_with_their_places() {
         b"PANI\x08_HID\x0dQEMU0001\0",
         &[0x47, 1, 5, 5, 5, 5, 1, 1, 0x79, 0],
         b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c",
-        // An edge at interrupt 13, which notifies the button.
+        // By both its names, at 0xdf010.
+        b"VGEN\x08_HID\x0dLDGR0001\0\x08_CID\x12\x1c\x02\x0dVM_Gen_Counter\0\x0dVMGENCTR\0",
+        b"ADDR\x12\x08\x02\x0c\x10\xf0\x0d\x00\x00",
+        // Edges at interrupts 13 and 23, which notify the button and the generation.
         b"GED_\x08_HID\x0dACPI0013\0\x08_UID\x00",
-        b"\x89\x06\x00\x03\x01\x0d\x00\x00\x00\x79\x00\x14\x0d_EVT\x01\x86PWRB\x0a\x80",
+        b"\x89\x06\x00\x03\x01\x0d\x00\x00\x00\x89\x06\x00\x03\x01\x17\x00\x00\x00\x79\x00",
+        b"\x14\x20_EVT\x01\xa0\x0c\x93\x68\x0a\x0d\x86PWRB\x0a\x80\xa0\x0c\x93\x68\x0a\x17\x86VGEN\x0a\x80",
         b"V000\x08_HID\x0dLNRO0005\0\x08_UID\x00",
         &[0x86, 9, 0, 1, 0, 0, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 3, 1, 5, 0, 0, 0, 0x79, 0],
         b"V001\x08_HID\x0dLNRO0005\0\x08_UID\x01",
@@ -147,7 +151,7 @@ fn nested_lengths_end_where_the_table_ends() {
             inside = &inside[2 + length..];
             devices += 1;
         }
-        assert_eq!(devices, 4 + virtio.len());
+        assert_eq!(devices, 5 + virtio.len());
     }
 }
 

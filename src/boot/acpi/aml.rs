@@ -18,8 +18,11 @@ const BUFFER: u8 = 0x11;
 const PACKAGE: u8 = 0x12;
 const METHOD: u8 = 0x14;
 const EXTENDED: u8 = 0x5b;
+const FIRST_ARGUMENT: u8 = 0x68;
 const DEVICE: u8 = 0x82;
 const NOTIFY: u8 = 0x86;
+const EQUAL: u8 = 0x93;
+const IF: u8 = 0xa0;
 
 const IO_PORTS: u8 = 0x47;
 const DECODES_16_BITS: u8 = 1;
@@ -82,6 +85,12 @@ pub fn method(name: NameSegment, arguments: u8, terms: &[u8]) -> Vec<u8> {
 /// `Notify (object, value)`, of an object that is found from where this stands.
 pub fn notify(object: NameSegment, value: u32) -> Vec<u8> {
     [&[NOTIFY], &object[..], &integer(value)].concat()
+}
+
+/// `If (LEqual (Arg0, value)) { terms }`, in a method.
+pub fn if_argument_is(value: u32, terms: &[u8]) -> Vec<u8> {
+    let predicate = [&[EQUAL, FIRST_ARGUMENT], &integer(value)[..]].concat();
+    [vec![IF], with_length(&[predicate, terms.to_vec()].concat())].concat()
 }
 
 /// `Package () { elements }`.
@@ -155,6 +164,13 @@ mod tests {
         // As iasl writes `Method (_EVT, 1) { Notify (PWRB, 0x80) }`.
         let written = b"\x14\x0d_EVT\x01\x86PWRB\x0a\x80";
         assert_eq!(method(*b"_EVT", 1, &notify(*b"PWRB", 0x80)), written);
+    }
+
+    #[test]
+    fn a_choice_is_its_condition_and_what_it_does() {
+        // As iasl writes `If (LEqual (Arg0, 13)) { Notify (PWRB, 0x80) }`.
+        let written = b"\xa0\x0c\x93\x68\x0a\x0d\x86PWRB\x0a\x80";
+        assert_eq!(if_argument_is(13, &notify(*b"PWRB", 0x80)), written);
     }
 
     #[test]
