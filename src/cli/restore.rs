@@ -9,7 +9,8 @@ use lodger::snapshot::Snapshot;
 use lodger::vm::description::Description;
 use lodger::vm::inspect::RestoredFrom;
 use lodger::vm::{
-    Config, DisksError, Error, Machine, Name, PortSpec, Reopening, SavedDescription, SavedDisks, Timeline,
+    Clock, Config, DisksError, Error, Machine, Name, PortSpec, Reopening, SavedDescription, SavedDisks,
+    Timeline,
 };
 
 use super::AnyError;
@@ -86,6 +87,11 @@ pub struct RestoreArgs {
     /// For those who have ended a VM with its snapshot to go on once, and no more than once.
     #[arg(long)]
     write_disks: bool,
+
+    /// What the guest's clocks show: host if they have gone on meanwhile, stopped if no time has passed for the guest [default:
+    /// host, unless the VM was described otherwise]
+    #[arg(long, value_name = "WHICH")]
+    clock: Option<Clock>,
 
     /// Compare all of the snapshot with its checksums first, the memory too
     #[arg(long)]
@@ -171,6 +177,9 @@ impl RestoreArgs {
         }
         if let Some(place) = &self.console {
             console.clone_from(place);
+        }
+        if let Some(clock) = self.clock {
+            config.clock = clock;
         }
         for PortSpec { name, place } in &self.port {
             let port = config.ports.iter_mut().find(|port| port.name == *name);
@@ -273,6 +282,7 @@ mod tests {
                 "--disk=vdb=new.img",
                 "--overlay=vda=/a=b",
                 "--write-disks",
+                "--clock=stopped",
             ],
             config(),
         )
@@ -280,7 +290,7 @@ mod tests {
         assert_eq!((changed.name, console), (Some("web2".parse().unwrap()), Spec::None));
         let ports: Vec<_> = changed.ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["agent,pty", "log,file=log"]);
-        assert_eq!(changed.disks, config().disks);
+        assert_eq!((changed.disks, changed.clock), (config().disks, Clock::Stopped));
     }
 
     #[test]
@@ -294,6 +304,7 @@ mod tests {
             ("--disk=vda=", "write vda=FILE"),
             ("--overlay=vdz=x", "no disk vdz"),
             ("--console=virtio", "is not a console"),
+            ("--clock=utc", "host or stopped"),
             ("--memory=1G", "--memory"),
         ] {
             let error = with(&[argument], config()).unwrap_err();

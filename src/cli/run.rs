@@ -6,8 +6,8 @@ use clap::{ArgGroup, Args};
 use lodger::boot::{Entry, Flat};
 use lodger::vm::description::Description;
 use lodger::vm::{
-    BalloonSpec, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name, PortSpec,
-    Timeline,
+    BalloonSpec, Clock, Completion, ConsoleSpec, CpusSpec, DiskSpec, Kernel, Machine, MemorySpec, Name,
+    PortSpec, Timeline,
 };
 
 use super::AnyError;
@@ -173,6 +173,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHEN")]
     completion: Option<Completion>,
 
+    /// What the guest's clocks show when it goes on from a snapshot: host or stopped [default: host]
+    ///
+    /// With host they have gone on meanwhile. With stopped no time has passed for the guest: for kernels that make up for lost
+    /// time tick by tick. `lodger restore` may say otherwise.
+    #[arg(long, value_name = "WHICH")]
+    clock: Option<Clock>,
+
     #[command(flatten)]
     shown: ShownArgs,
 }
@@ -198,6 +205,7 @@ impl RunArgs {
         replace(&mut config.cpus, self.cpus);
         replace(&mut config.entry, self.entry);
         replace(&mut config.completion, self.completion);
+        replace(&mut config.clock, self.clock);
         config.name = self.name.clone().or(config.name.take());
         config.flat = self.flat.or(config.flat);
         config.cmdline = self.cmdline.clone().or(config.cmdline.take());

@@ -17,8 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use exit::{Direction, Exit, ExitKind, InternalError, Mmio, Pio};
 pub use state::{
-    CpuidEntry, DescriptorTable, Exception, Msr, Registers, SavedInterrupts, SavedVcpu, Segment,
-    SpecialRegisters, Vectors,
+    CpuidEntry, DescriptorTable, Exception, Msr, Registers, SavedClock, SavedInterrupts, SavedVcpu, Segment,
+    SpecialRegisters, TIME_STAMP_COUNTER, Vectors,
 };
 
 /// Why the hypervisor could not do what it was asked.
@@ -63,6 +63,17 @@ pub enum Error {
         what: &'static str,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// The guest relies on a frequency that the host does not have.
+    #[error(
+        "the guest's time stamp counter counts at {saved} kHz and this host's at {host} kHz, which its KVM cannot change: \
+         restore it on a host with that frequency, or start the guest with --cpu host,-invtsc"
+    )]
+    Frequency {
+        /// The guest's.
+        saved: u32,
+        /// The host's.
+        host: u32,
     },
     /// The hypervisor took only some of the model-specific registers.
     #[error("the model-specific register {index:#x} could not be set")]
@@ -170,11 +181,18 @@ pub trait Vm: Send + Sync + 'static {
     /// Should be called before [`Vm::map_memory`]: on some hosts it costs 15 ms later.
     fn trap_msr_writes(&self, indices: &[u32]) -> Result<()>;
 
-    /// Reads the state of PIC, IOAPIC, PIT and the guest's clock.
+    /// Reads the state of PIC, IOAPIC and PIT.
     fn save_interrupts(&self) -> Result<SavedInterrupts>;
 
     /// Puts back what [`Vm::save_interrupts`] read.
     fn restore_interrupts(&self, saved: &SavedInterrupts) -> Result<()>;
+
+    /// Reads the guest's clock.
+    fn save_clock(&self) -> Result<SavedClock>;
+
+    /// Lets the guest's clock go on from what [`Vm::save_clock`] read. If the time since then `counts`, by the host's clock,
+    /// it is added; never less than none.
+    fn restore_clock(&self, saved: &SavedClock, counts: bool) -> Result<()>;
 }
 
 /// Makes a vCPU leave the guest, from any thread.
@@ -296,4 +314,8 @@ pub trait Vcpu: Send + 'static {
 
     /// Puts back what [`Vcpu::save`] read.
     fn restore(&self, saved: &SavedVcpu) -> Result<()>;
+
+    /// Lets the guest's kernel know, if it wants to, that it will not have run for a while: it is no reason to complain
+    /// of work that was not done in time.
+    fn tell_stopped(&self) -> Result<()>;
 }

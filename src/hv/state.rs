@@ -187,23 +187,88 @@ pub struct SavedVcpu {
     pub tsc_khz: Option<u32>,
 }
 
+/// The number of the time stamp counter among the model-specific registers.
+pub const TIME_STAMP_COUNTER: u32 = 0x10;
+
+impl SavedVcpu {
+    fn time_stamp_counter(&mut self) -> Option<&mut u64> {
+        self.msrs.iter_mut().find(|msr| msr.index == TIME_STAMP_COUNTER).map(|msr| &mut msr.value)
+    }
+
+    /// Changes what its time stamp counter shows, if that was saved.
+    pub fn set_time_stamp_counter(&mut self, value: u64) {
+        self.time_stamp_counter().into_iter().for_each(|counter| *counter = value);
+    }
+
+    /// The same processor so many nanoseconds later, as far as it counts by itself.
+    pub fn after(&self, nanoseconds: u64) -> Self {
+        const NANOSECONDS_IN_MILLISECOND: u128 = 1_000_000;
+        let mut later = self.clone();
+        let ticks =
+            u128::from(nanoseconds) * u128::from(self.tsc_khz.unwrap_or(0)) / NANOSECONDS_IN_MILLISECOND;
+        // As the register itself does, it begins again at zero.
+        let passed = ticks as u64;
+        later.time_stamp_counter().into_iter().for_each(|counter| *counter = counter.wrapping_add(passed));
+        later
+    }
+}
+
 impl Saved for SavedVcpu {
     const NAME: &'static str = "vcpu";
     const VERSION: u16 = 1;
 }
 
-/// The state of PIC, IOAPIC, PIT and the guest's clock, in the kernel's own structures.
+/// The state of PIC, IOAPIC and PIT, in the kernel's own structures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedInterrupts {
     /// `struct kvm_irqchip` of both PICs and the IOAPIC.
     pub chips: Vec<Vec<u8>>,
     /// `struct kvm_pit_state2`.
     pub pit: Vec<u8>,
-    /// The guest's clock in nanoseconds.
-    pub clock: u64,
 }
 
 impl Saved for SavedInterrupts {
     const NAME: &'static str = "interrupts";
     const VERSION: u16 = 1;
+}
+
+/// What clocks showed at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedClock {
+    /// The clock that the hypervisor gives the guest, in nanoseconds.
+    pub guest: u64,
+    /// The host's, in nanoseconds since 1970.
+    pub host: u64,
+}
+
+impl Saved for SavedClock {
+    const NAME: &'static str = "clock";
+    const VERSION: u16 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_stamp_counter_goes_on_by_the_time_that_passed_and_nothing_else_does() {
+        let other = Msr { index: 0x3b, value: 7 };
+        let counter = |value| Msr { index: TIME_STAMP_COUNTER, value };
+        let saved =
+            SavedVcpu { msrs: vec![other, counter(1000)], tsc_khz: Some(2_596_128), ..SavedVcpu::default() };
+        let after = |nanoseconds| saved.after(nanoseconds).msrs;
+        assert_eq!(after(0), [other, counter(1000)]);
+        assert_eq!(after(1_000_000_000), [other, counter(2_596_129_000)]);
+        // Three hundred years.
+        let long = 300 * 365 * 86_400 * 1_000_000_000_u128;
+        assert_eq!(after(long as u64), [other, counter((long * 2_596_128 / 1_000_000) as u64 + 1000)]);
+        assert_eq!(SavedVcpu { tsc_khz: None, ..saved.clone() }.after(5).msrs, saved.msrs);
+        let mut set = saved.clone();
+        set.set_time_stamp_counter(9);
+        assert_eq!(set.msrs, [other, counter(9)]);
+        let without = SavedVcpu { msrs: vec![other], ..saved.clone() };
+        let mut set = without.clone();
+        set.set_time_stamp_counter(9);
+        assert_eq!((set, without.after(1_000)), (without.clone(), without));
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{BalloonSpec, CpusSpec, DiskSpec, Name, PortSpec};
+use super::{BalloonSpec, Clock, CpusSpec, DiskSpec, Name, PortSpec};
 use crate::boot::{self, Source, Symbols};
 use crate::memory::{Options, human};
 use crate::size::{self, SizeError};
@@ -47,6 +47,8 @@ pub struct Config {
     pub ports: Vec<PortSpec>,
     /// Whether what the host's KVM cannot do is done in its place.
     pub completion: Completion,
+    /// What its clocks show when it goes on from a snapshot.
+    pub clock: Clock,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             virtio_console: false,
             ports: Vec::new(),
             completion: Completion::Auto,
+            clock: Clock::Host,
         }
     }
 }

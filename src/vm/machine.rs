@@ -225,7 +225,7 @@ impl<V: Vm> Machine<V> {
         }
         timeline.mark("KVM tried, processors set up");
         if let Beginning::Saved(saved, _) = &beginning {
-            saved.restore_board(&board.vm, &vcpus)?;
+            saved.restore_board(&board.vm, &vcpus, config.clock)?;
             timeline.mark("processors restored");
         }
         let runs_in_software = gaps.any() && config.completion == Completion::Auto && parts.has_kernel;
@@ -335,9 +335,14 @@ impl<V: Vm> Machine<V> {
     }
 
     /// Pauses all processors and then all devices; when this returns, none is inside the guest, no access is half done
-    /// and no request under way.
+    /// and no request under way. The guest's clocks go on; its kernel finds out that it did not run.
     pub fn pause(&self) {
         self.bring_to_rest(VcpuThread::request_pause);
+        for vcpu in &self.vcpus {
+            if let Err(error) = vcpu.while_at_rest(Vcpu::tell_stopped) {
+                log::debug!("the guest may complain about its pause: {error}");
+            }
+        }
         self.virtio.iter().for_each(|device| device.pause());
     }
 
@@ -581,7 +586,8 @@ fn describe<H: Hypervisor>(
     let offered = hypervisor.supported_cpuid()?;
     timeline.mark("processor features listed");
     let interprets = !hypervisor.is_in_hardware();
-    let quirks = Quirks { hypercalls_hang: interprets, no_cmpxchg16b: interprets };
+    let quirks =
+        Quirks { hypercalls_hang: interprets, no_cmpxchg16b: interprets, counter_is_hosts: interprets };
     if let Some(boot_processor) = vcpus.first() {
         let features = processors::choose_features(boot_processor, offered, &config.cpu, quirks)?;
         processors::set_up(vcpus, topology, &features)?;

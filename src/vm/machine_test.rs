@@ -75,6 +75,16 @@ fn fatal_exits_have_their_documented_statuses() {
 }
 
 #[test]
+fn a_pause_is_told_to_every_processor() {
+    let hypervisor = ordinary([]);
+    let machine = build(&hypervisor, 2).unwrap();
+    machine.resume();
+    assert_eq!(hypervisor.log().stops, 0);
+    machine.pause();
+    assert_eq!(hypervisor.log().stops, 2);
+}
+
+#[test]
 fn a_guest_that_is_told_of_its_machine_has_an_id_of_the_generation_and_no_interrupt_for_the_first() {
     let hypervisor = ordinary([]);
     let machine = build(&hypervisor, 1).unwrap();

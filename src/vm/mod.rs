@@ -6,6 +6,7 @@
 
 mod balloon;
 mod capture;
+mod clock;
 mod config;
 mod console;
 mod cpus;
@@ -39,6 +40,7 @@ use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, snapshot, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use capture::{CannotCapture, Capture, Drafted, Progress};
+pub use clock::{Clock, ClockError};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};

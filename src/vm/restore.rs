@@ -5,14 +5,16 @@
 //! found out before anything runs.
 //!
 //! Processors are restored before the interrupt controllers, and both before the devices: whatever interrupt comes of
-//! a later one reaches those before it. The guest's clock stood still meanwhile; only the CMOS clock shows the host's time.
+//! a later one reaches those before it. The guest's clock comes before all of them: KVM works out from it what it writes into
+//! guest memory for the processors, and their time stamp counters go on by as much as it does, whether the time that the
+//! machine was stored counts ([`Clock`]) or not.
 
 use std::sync::Arc;
 
 use super::machine::Machine;
 use super::processors::shown;
 use super::saved::{Part, SavedMachine};
-use super::{Config, Error, Timeline};
+use super::{Clock, Config, Error, Timeline};
 use crate::devices::{self, ByteSink};
 use crate::hv::{Hypervisor, Vcpu, Vm};
 use crate::memory::{Image, Layout, Overlay, human};
@@ -188,9 +190,12 @@ impl SavedMachine {
     }
 
     /// Puts back what the hypervisor has to know.
-    pub(super) fn restore_board<V: Vm>(&self, vm: &V, vcpus: &[V::Vcpu]) -> Result<(), Error> {
+    pub(super) fn restore_board<V: Vm>(&self, vm: &V, vcpus: &[V::Vcpu], clock: Clock) -> Result<(), Error> {
+        vm.restore_clock(&self.clock, clock == Clock::Host)?;
         for (vcpu, saved) in vcpus.iter().zip(&self.vcpus) {
-            vcpu.restore(saved)?;
+            let passed = vm.save_clock()?.guest.saturating_sub(self.clock.guest);
+            vcpu.restore(&saved.after(passed))?;
+            vcpu.tell_stopped()?;
         }
         Ok(vm.restore_interrupts(&self.interrupts)?)
     }

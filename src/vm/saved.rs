@@ -14,7 +14,7 @@ use crate::devices::pci::SavedPci;
 use crate::devices::post::SavedPost;
 use crate::devices::serial::SavedSerial;
 use crate::devices::virtio::mmio::SavedTransport;
-use crate::hv::{self, Hypervisor, SavedInterrupts, SavedVcpu, Vcpu, Vm};
+use crate::hv::{self, Hypervisor, SavedClock, SavedInterrupts, SavedVcpu, TIME_STAMP_COUNTER, Vcpu, Vm};
 use crate::memory::SavedLayout;
 use crate::saved::Saved;
 use crate::snapshot::{self, Section, Sections, Snapshot};
@@ -96,6 +96,7 @@ pub struct SavedMachine {
     pub(super) layout: SavedLayout,
     pub(super) vcpus: Vec<SavedVcpu>,
     pub(super) interrupts: SavedInterrupts,
+    pub(super) clock: SavedClock,
     pub(super) serial: SavedSerial,
     pub(super) cmos: SavedCmos,
     pub(super) i8042: SavedI8042,
@@ -135,14 +136,14 @@ fn vcpu_section(number: usize) -> String {
 impl SavedMachine {
     /// What there is to be written down.
     pub fn sections(&self) -> Vec<Section> {
-        let Self { parts, layout, vcpus, interrupts, serial, cmos, i8042, pci, post, virtio } = self;
+        let Self { parts, layout, vcpus, interrupts, clock, serial, cmos, i8042, pci, post, virtio } = self;
         fn of<S: Saved>(state: &S) -> Section {
             Section::of(S::NAME, state)
         }
         let mut sections = vec![of(parts), of(layout)];
         let vcpus = vcpus.iter().enumerate();
         sections.extend(vcpus.map(|(number, vcpu)| Section::of(vcpu_section(number), vcpu)));
-        sections.extend([of(interrupts), of(serial), of(cmos), of(i8042), of(pci), of(post)]);
+        sections.extend([of(interrupts), of(clock), of(serial), of(cmos), of(i8042), of(pci), of(post)]);
         for (number, SavedVirtio { transport, device }) in virtio.iter().enumerate() {
             let [name, _] = virtio_sections(number);
             sections.push(Section::of(name, transport));
@@ -175,6 +176,7 @@ impl SavedMachine {
             layout: of(from)?,
             vcpus,
             interrupts: of(from)?,
+            clock: of(from)?,
             serial: of(from)?,
             cmos: of(from)?,
             i8042: of(from)?,
@@ -195,7 +197,8 @@ impl<V: Vm> Machine<V> {
         self.check_at_rest()?;
         let msrs = hypervisor.saved_msrs()?;
         let save = |vcpu: &VcpuThread<V::Vcpu>| vcpu.while_at_rest(|vcpu| vcpu.save(&msrs));
-        let vcpus = self.vcpus.iter().map(save).collect::<hv::Result<_>>()?;
+        let mut vcpus = self.vcpus.iter().map(save).collect::<hv::Result<Vec<_>>>()?;
+        let clock = self.save_clock(&mut vcpus)?;
         let super::Devices { serial, cmos, i8042, pci, post, power_button: _, generation_id: _ } =
             &self.devices;
         let virtio = self.virtio.iter().enumerate().map(|(number, transport)| {
@@ -208,6 +211,7 @@ impl<V: Vm> Machine<V> {
             layout: self.board.memory.layout().save(),
             vcpus,
             interrupts: self.board.vm.save_interrupts()?,
+            clock,
             serial: serial.save(),
             cmos: cmos.save(),
             i8042: i8042.save(),
@@ -215,6 +219,18 @@ impl<V: Vm> Machine<V> {
             post: post.save(),
             virtio: virtio.collect(),
         })
+    }
+
+    /// The guest's clock, and what the time stamp counters showed at the same moment: a little more than when the
+    /// processors were saved, one after the other.
+    fn save_clock(&self, vcpus: &mut [SavedVcpu]) -> hv::Result<SavedClock> {
+        let clock = self.board.vm.save_clock()?;
+        for (thread, saved) in self.vcpus.iter().zip(vcpus) {
+            if let Some(value) = thread.while_at_rest(|vcpu| vcpu.msr(TIME_STAMP_COUNTER))? {
+                saved.set_time_stamp_counter(value);
+            }
+        }
+        Ok(clock)
     }
 
     pub(super) fn check_at_rest(&self) -> Result<(), CannotSave> {

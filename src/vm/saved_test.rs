@@ -26,7 +26,7 @@ fn a_machine_is_written_down_in_a_section_for_each_part() {
     let saved = machine().save(&hypervisor()).unwrap();
     let sections = saved.sections();
     let names: Vec<_> = sections.iter().map(|section| section.name.as_str()).collect();
-    let expected = "machine memory-layout vcpu/0 vcpu/1 interrupts serial cmos i8042 pci post virtio/0/transport \
+    let expected = "machine memory-layout vcpu/0 vcpu/1 interrupts clock serial cmos i8042 pci post virtio/0/transport \
                     virtio/0/device virtio/1/transport virtio/1/device";
     assert_eq!(names.join(" "), expected);
     assert_eq!(SavedMachine::from_sections(Sections::new(sections)).unwrap(), saved);

@@ -244,12 +244,16 @@ impl CpuModel {
     /// The flags that are wanted if they are available.
     fn wanted(&self, available: Flags, quirks: Quirks) -> Result<Flags, NotOffered> {
         const DOUBLE_EXCHANGE: &str = "cx16";
+        const STEADY_COUNTER: &str = "nonstop_tsc";
         let mut wanted = match self.base {
             Base::Host => Flags::ALL,
             Base::Baseline => baseline(),
         };
         if quirks.no_cmpxchg16b {
             wanted = wanted.without(Flags::named(DOUBLE_EXCHANGE));
+        }
+        if quirks.counter_is_hosts {
+            wanted = wanted.without(Flags::named(STEADY_COUNTER));
         }
         let mut missing = Vec::new();
         for change in &self.changes {

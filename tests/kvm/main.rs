@@ -6,6 +6,7 @@
 
 mod bz_images;
 mod captures;
+mod clocks;
 mod completion;
 mod disks;
 mod exchange;

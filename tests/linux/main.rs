@@ -6,6 +6,7 @@
 
 mod bad_files;
 mod balloon;
+mod clocks;
 mod completion;
 mod consoles;
 mod disk_errors;

@@ -12,8 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     Activity, CpuidEntry, Direction, Doorbell, Error, Exception, Exit, Hypervisor, InternalError, Kick,
-    LocalApic, Mmio, Msr, Pio, Registers, Result, SavedInterrupts, SavedVcpu, SpecialRegisters, Vcpu,
-    Vectors, Vm,
+    LocalApic, Mmio, Msr, Pio, Registers, Result, SavedClock, SavedInterrupts, SavedVcpu, SpecialRegisters,
+    Vcpu, Vectors, Vm,
 };
 
 /// One thing that a scripted processor does.
@@ -126,6 +126,8 @@ pub struct FakeLog {
     pub msrs: Vec<Msr>,
     /// How often processors were put to sleep.
     pub halts: usize,
+    /// How often they were told that they had not run.
+    pub stops: usize,
 }
 
 impl FakeHypervisor {
@@ -238,6 +240,14 @@ impl Vm for FakeVm {
     }
 
     fn restore_interrupts(&self, _saved: &SavedInterrupts) -> Result<()> {
+        Ok(())
+    }
+
+    fn save_clock(&self) -> Result<SavedClock> {
+        Ok(SavedClock::default())
+    }
+
+    fn restore_clock(&self, _saved: &SavedClock, _counts: bool) -> Result<()> {
         Ok(())
     }
 }
@@ -480,6 +490,11 @@ impl Vcpu for FakeVcpu {
 
     fn restore(&self, saved: &SavedVcpu) -> Result<()> {
         *lock(&self.state) = saved.clone();
+        Ok(())
+    }
+
+    fn tell_stopped(&self) -> Result<()> {
+        lock(&self.log).stops += 1;
         Ok(())
     }
 }

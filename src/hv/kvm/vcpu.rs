@@ -23,7 +23,8 @@ use super::plain::Plain;
 use super::vm::malformed;
 use crate::hv::{
     Activity, CpuidEntry, Direction, Error, Exception, Exit, InternalError, Kick, LocalApic,
-    MOST_BREAKPOINTS, Mmio, Msr, Pio, Registers, Result, SavedVcpu, SpecialRegisters, Vcpu, Vectors,
+    MOST_BREAKPOINTS, Mmio, Msr, Pio, Registers, Result, SavedVcpu, SpecialRegisters, TIME_STAMP_COUNTER,
+    Vcpu, Vectors,
 };
 
 /// Where `immediate_exit` lies in `struct kvm_run`.
@@ -35,12 +36,19 @@ const DR7_FIXED: u64 = 1 << 10;
 /// EFER and the bases of FS, GS and the local APIC, which can be reached in two ways.
 const MSRS_IN_SPECIAL_REGISTERS: [u32; 4] = [0xc000_0080, 0xc000_0100, 0xc000_0101, 0x1b];
 
+/// The local APIC's timer that waits for a value of the time stamp counter; 0 if it does not.
+const TSC_DEADLINE: u32 = 0x6e0;
+/// In EDX of CPUID leaf 0x80000007: the time stamp counter always counts at the same rate, so that kernels measure time by
+/// it alone.
+const LEAF_POWER_EDX_STEADY_TSC: u32 = 1 << 8;
+
 /// One KVM vCPU.
 #[derive(Debug)]
 pub struct KvmVcpu {
     fd: VcpuFd,
     run_size: usize,
     exchange: Exchange,
+    scales_tsc: bool,
     /// What it is told to stop at while it does not single-step.
     breakpoints: Cell<kvm_guest_debug_arch>,
     stepping: Cell<bool>,
@@ -60,13 +68,14 @@ struct Raised {
 const SOFTWARE_EXCEPTIONS: [u8; 2] = [3, 4];
 
 impl KvmVcpu {
-    /// `can_exchange`: whether this KVM has `KVM_CAP_SYNC_REGS`.
-    pub(super) fn new(fd: VcpuFd, run_size: usize, can_exchange: bool) -> Self {
+    /// `can_exchange`, `scales_tsc`: whether this KVM has `KVM_CAP_SYNC_REGS` and `KVM_CAP_TSC_CONTROL`.
+    pub(super) fn new(fd: VcpuFd, run_size: usize, can_exchange: bool, scales_tsc: bool) -> Self {
         let exchange = Exchange::new(can_exchange);
         Self {
             fd,
             run_size,
             exchange,
+            scales_tsc,
             breakpoints: Cell::default(),
             stepping: Cell::default(),
             raised: Cell::default(),
@@ -207,11 +216,54 @@ impl KvmVcpu {
     /// Sets every register that can be set. One that is refused is an error only where its value would
     /// differ from the saved one: some hosts list registers that they do not let anybody write.
     fn restore_msrs(&self, saved: &[Msr]) -> Result<()> {
-        for refused in self.set_msrs_but_refused(saved)? {
+        let ahead = self.restore_time_stamp_counter(saved)?;
+        let others = saved.iter().filter(|msr| msr.index != TIME_STAMP_COUNTER).map(|&msr| match msr {
+            Msr { index: TSC_DEADLINE, value: 1.. } => Msr { value: msr.value.wrapping_add(ahead), ..msr },
+            _ => msr,
+        });
+        for refused in self.set_msrs_but_refused(&others.collect::<Vec<_>>())? {
             if self.msr(refused.index)? != Some(refused.value) {
                 return Err(Error::MsrRefused { index: refused.index });
             }
         }
+        Ok(())
+    }
+
+    /// Sets the time stamp counter, before anything that depends on it; by how much it is ahead of what it should be. KVM
+    /// gives processors that are set to about the same, within a second, exactly the same. There are KVMs that take any
+    /// value, and show guests the host's counter nevertheless (measured on one without hardware virtualization).
+    fn restore_time_stamp_counter(&self, saved: &[Msr]) -> Result<u64> {
+        const MOST_MILLISECONDS: u64 = 1000;
+        let Some(wanted) = saved.iter().find(|msr| msr.index == TIME_STAMP_COUNTER) else { return Ok(0) };
+        self.set_msrs(&[*wanted])?;
+        let found = self.msr(TIME_STAMP_COUNTER)?.unwrap_or(wanted.value);
+        let ahead = found.wrapping_sub(wanted.value);
+        let least = u64::from(self.tsc_khz().unwrap_or(0)) * MOST_MILLISECONDS;
+        Ok(if ahead.cast_signed().unsigned_abs() < least { 0 } else { ahead })
+    }
+
+    /// Has the time stamp counter count as fast as it did, if it makes a difference to the guest.
+    fn restore_frequency(&self, saved: &SavedVcpu) -> Result<()> {
+        /// What KVM itself takes for the same: 250 in a million.
+        const TOLERANCE: u32 = 4000;
+        let (Some(khz), Some(host)) = (saved.tsc_khz, self.tsc_khz()) else { return Ok(()) };
+        if khz == host {
+            return Ok(());
+        }
+        if self.scales_tsc {
+            return self.fd.set_tsc_khz(khz).map_err(|error| call("set the clock frequency", error));
+        }
+        if khz.abs_diff(host) <= host / TOLERANCE {
+            return Ok(());
+        }
+        let steady = |leaf: &CpuidEntry| leaf.edx & LEAF_POWER_EDX_STEADY_TSC != 0;
+        if saved.cpuid.iter().any(|leaf| leaf.function == 0x8000_0007 && steady(leaf)) {
+            return Err(Error::Frequency { saved: khz, host });
+        }
+        log::warn!(
+            "the guest's time stamp counter counted at {khz} kHz and counts at {host} kHz from now on; only guests that go \
+             by the hypervisor's clock tell the right time"
+        );
         Ok(())
     }
 
@@ -499,7 +551,7 @@ impl Vcpu for KvmVcpu {
             lapic,
             events,
             mp_state,
-            tsc_khz,
+            tsc_khz: _,
         } = saved;
         let xsave = kvm_xsave::from_bytes(xsave).ok_or(malformed("set the vector registers"))?;
         let lapic = lapic.as_slice().try_into().map_err(|_| malformed("set the local APIC"))?;
@@ -507,9 +559,7 @@ impl Vcpu for KvmVcpu {
         // What was on its way belongs to the state that is replaced.
         self.exchange.take_back();
         self.set_cpuid(cpuid)?;
-        if let Some(khz) = tsc_khz.filter(|&khz| Some(khz) != self.tsc_khz()) {
-            self.fd.set_tsc_khz(khz).map_err(|error| call("set the clock frequency", error))?;
-        }
+        self.restore_frequency(saved)?;
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: *mp_state })
             .map_err(|error| call("set the processor's mode", error))?;
@@ -529,6 +579,14 @@ impl Vcpu for KvmVcpu {
         let waits = events.exception.injected != 0 && SOFTWARE_EXCEPTIONS.contains(&vector);
         self.raised.set(waits.then_some(Raised { vector, registers: *registers }));
         self.set_events(&events)
+    }
+
+    fn tell_stopped(&self) -> Result<()> {
+        match self.fd.kvmclock_ctrl() {
+            // It does not use that clock.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(|error| call("tell the guest that it was stopped", error)),
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! One KVM virtual machine.
 
 use std::io;
+use std::time::SystemTime;
 
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Cap, IoEventAddress, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, NoDatamatch, VmFd,
@@ -14,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::plain::Plain;
 use super::{KvmVcpu, call};
-use crate::hv::{Doorbell, Error, Result, SavedInterrupts, Vm};
+use crate::hv::{Doorbell, Error, Result, SavedClock, SavedInterrupts, Vm};
 
 /// Three pages that KVM needs for itself on Intel processors, in the device hole below 4 GiB and below the
 /// place where firmware would lie.
@@ -73,7 +74,8 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&self, id: u32) -> Result<KvmVcpu> {
         let fd = self.fd.create_vcpu(id.into()).map_err(|error| call("create a virtual processor", error))?;
-        Ok(KvmVcpu::new(fd, self.fd.run_size(), self.fd.check_extension(Cap::SyncRegs)))
+        let has = |capability| self.fd.check_extension(capability);
+        Ok(KvmVcpu::new(fd, self.fd.run_size(), has(Cap::SyncRegs), has(Cap::TscControl)))
     }
 
     fn set_interrupt_line(&self, line: u32, high: bool) -> Result<()> {
@@ -133,21 +135,45 @@ impl Vm for KvmVm {
             })
             .collect::<Result<_>>()?;
         let pit = self.fd.get_pit2().map_err(|error| call("read the interval timer", error))?;
-        let clock = self.fd.get_clock().map_err(|error| call("read the guest's clock", error))?;
-        Ok(SavedInterrupts { chips, pit: pit.to_bytes(), clock: clock.clock })
+        Ok(SavedInterrupts { chips, pit: pit.to_bytes() })
     }
 
     fn restore_interrupts(&self, saved: &SavedInterrupts) -> Result<()> {
-        let SavedInterrupts { chips, pit, clock } = saved;
+        let SavedInterrupts { chips, pit } = saved;
         for chip in chips {
             let chip = kvm_irqchip::from_bytes(chip).ok_or(malformed("the interrupt controllers"))?;
             self.fd.set_irqchip(&chip).map_err(|error| call("set an interrupt controller", error))?;
         }
         let pit = kvm_pit_state2::from_bytes(pit).ok_or(malformed("the interval timer"))?;
-        self.fd.set_pit2(&pit).map_err(|error| call("set the interval timer", error))?;
-        let clock = kvm_clock_data { clock: *clock, ..Default::default() };
+        self.fd.set_pit2(&pit).map_err(|error| call("set the interval timer", error))
+    }
+
+    fn save_clock(&self) -> Result<SavedClock> {
+        let clock = self.fd.get_clock().map_err(|error| call("read the guest's clock", error))?;
+        // KVM reads both at once while all processors' counters agree with the host's, and not before Linux 5.16.
+        let both = clock.flags & KVM_CLOCK_REALTIME != 0;
+        Ok(SavedClock { guest: clock.clock, host: if both { clock.realtime } else { host_time() } })
+    }
+
+    fn restore_clock(&self, saved: &SavedClock, counts: bool) -> Result<()> {
+        let mut clock = kvm_clock_data { clock: saved.guest, ..Default::default() };
+        let adds = self.fd.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;
+        match counts {
+            true if adds => {
+                clock.flags = KVM_CLOCK_REALTIME;
+                clock.realtime = saved.host;
+            }
+            true => clock.clock = saved.guest.wrapping_add(host_time().saturating_sub(saved.host)),
+            false => {}
+        }
         self.fd.set_clock(&clock).map_err(|error| call("set the guest's clock", error))
     }
+}
+
+/// In nanoseconds since 1970; a host whose clock is from before that has bigger troubles.
+fn host_time() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Saved bytes of the wrong length.

@@ -10,7 +10,9 @@ use crate::devices::virtio::{Limits, Rate};
 use crate::memory::Options;
 use crate::storage::Format;
 use crate::storage::testing::{Numbers, TempDir};
-use crate::vm::{BalloonSpec, Changes, Completion, CpusSpec, DiskSource, DiskSpec, MemorySpec, PortSpec};
+use crate::vm::{
+    BalloonSpec, Changes, Clock, Completion, CpusSpec, DiskSource, DiskSpec, MemorySpec, PortSpec,
+};
 
 /// Has every key, and all forms of those that have several.
 const LONG: &str = r#"
@@ -22,6 +24,7 @@ rng = true
 balloon = { size = "64M", reporting = false }
 console = { virtio = true, file = "console, or \"not\".log" }
 completion = "missing"
+clock = "stopped"
 
 [kernel]
 path = "vmlinuz"
@@ -124,6 +127,7 @@ fn everything_that_can_be_said_is_understood() {
             port("terminal", Place::Pty),
         ],
         completion: Completion::Missing,
+        clock: Clock::Stopped,
     };
     assert_eq!(config, expected);
     assert_eq!(console, console::Spec::File("console, or \"not\".log".into()));
@@ -225,6 +229,7 @@ fn what_a_value_cannot_say_is_refused_where_it_stands() {
         ("console = { place = 'pty', file = 'x' }", 1, "exclude each other"),
         ("console = { place = 'teapot' }", 1, "`console.place`: \"teapot\" is not a console"),
         ("completion = 'on'", 1, "there are auto, missing and off"),
+        ("clock = 'utc'", 1, "it is host or stopped"),
         ("[kernel]\nentry = 'xen'", 2, "xen"),
         ("[kernel]\npath = ''", 2, "leads nowhere"),
         ("kernel = ''", 1, "leads nowhere"),
@@ -443,6 +448,7 @@ impl Maker {
             virtio_console: self.coin(),
             ports: self.some(Self::port),
             completion: self.choice(&[Completion::Auto, Completion::Missing, Completion::Off]),
+            clock: self.choice(&[Clock::Host, Clock::Stopped]),
         };
         let place = console::Spec::File(self.path());
         let places = [console::Spec::Stdio, console::Spec::Pty, console::Spec::None, place];

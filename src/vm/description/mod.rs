@@ -13,6 +13,7 @@
 //! balloon = "64M"                    # or true, or { size = "64M", reporting = false }
 //! console = "virtio,pty"             # or { virtio = true, file = "console.log" }
 //! completion = "auto"
+//! clock = "host"                  # what it shows after a restore; or stopped
 //!
 //! [kernel]                           # without it, the embedded guest
 //! path = "vmlinuz"
@@ -142,6 +143,7 @@ fn machine(mut file: Section<'_>) -> Result<Description, Problem> {
         virtio_console: console.virtio,
         ports: parts::all(file.take("port"), parts::port)?,
         completion: file.with("completion", |value| value.parsed(parts::WORD))?.unwrap_or_default(),
+        clock: file.with("clock", |value| value.parsed(parts::WORD))?.unwrap_or_default(),
     };
     file.finish()?;
     Ok(Description { config, console: console.place })

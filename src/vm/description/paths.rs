@@ -44,6 +44,7 @@ impl Description {
             balloon: _,
             virtio_console: _,
             completion: _,
+            clock: _,
         } = config;
         let mut paths: Vec<_> = initrds.iter_mut().collect();
         if let Kernel::File(path) = kernel {

@@ -12,7 +12,8 @@ use crate::console::{self, Place};
 use crate::memory::{Options, human};
 use crate::vm::disk::limit_texts;
 use crate::vm::{
-    BalloonSpec, Changes, Completion, Config, CpusSpec, DiskSource, DiskSpec, Kernel, MemorySpec, PortSpec,
+    BalloonSpec, Changes, Clock, Completion, Config, CpusSpec, DiskSource, DiskSpec, Kernel, MemorySpec,
+    PortSpec,
 };
 
 /// The whole file. What stands in tables comes last, as the language demands.
@@ -35,6 +36,7 @@ pub(super) fn text(description: &Description) -> Result<String, CannotDescribe> 
         virtio_console,
         ports,
         completion,
+        clock,
     } = config;
     let mut file = Lines::default();
     if let Some(name) = name {
@@ -62,6 +64,9 @@ pub(super) fn text(description: &Description) -> Result<String, CannotDescribe> 
     }
     if *completion != Completion::default() {
         file.line("completion", quoted(&completion.to_string()));
+    }
+    if *clock != Clock::default() {
+        file.line("clock", quoted(&clock.to_string()));
     }
     let mut booted = Lines::default();
     match kernel {

@@ -42,13 +42,17 @@ impl VcpuIdentity {
 
 /// What does not work on this host, so that guests are better not told that it does.
 ///
-/// Both come with a KVM that interprets ring 0; on others neither is set.
+/// All come with a KVM that interprets ring 0; on others none is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quirks {
     /// A hypercall of the guest never returns.
     pub hypercalls_hang: bool,
     /// `cmpxchg16b` is completed outside KVM, some 25 µs each time; kernels that do not see it do without.
     pub no_cmpxchg16b: bool,
+    /// The guest sees the host's time stamp counter, whatever it is set to. A kernel that measures time by it alone would be
+    /// wrong after a restore, by days if the host was started anew: it is not told that it can. The hypervisor's
+    /// clock is right.
+    pub counter_is_hosts: bool,
 }
 
 /// How many bits a physical address has on this host, which is what a guest's can have at most.

@@ -295,6 +295,8 @@ impl Board {
     pub fn move_to(&self, plan: Plan<'_>) -> Board {
         let (vcpus, interrupts) = self.save();
         let other = plan.build();
+        let clock = self.vm.save_clock().expect("the clock can be read");
+        other.vm.restore_clock(&through_bytes(&clock), true).expect("the clock can be set");
         other.restore(&self.memory, &vcpus, &interrupts);
         other
     }
