@@ -30,7 +30,7 @@ impl Saved for MemoryChanges {
 
 impl MemoryChanges {
     /// Changes since the snapshot `base`, for a diff that is to be in `place`. Runs of pages are in ascending order and
-    /// do not touch.
+    /// not empty.
     pub fn new(
         place: &Path,
         base: &Path,
@@ -38,13 +38,15 @@ impl MemoryChanges {
         runs: impl Iterator<Item = Range<u64>>,
     ) -> Result<Self, Error> {
         let base = path_from(place, base).map_err(Error::io("find", base))?;
-        let mut end = 0;
-        let runs = runs.flat_map(|run| {
-            let pair = [run.start - end, run.end - run.start];
+        let (mut end, mut list) = (0, Vec::new());
+        for run in runs {
+            match list.last_mut() {
+                Some(length) if run.start == end => *length += run.end - run.start,
+                _ => list.extend([run.start - end, run.end - run.start]),
+            }
             end = run.end;
-            pair
-        });
-        Ok(Self { base_id, base: base.into_os_string().into_vec(), runs: runs.collect() })
+        }
+        Ok(Self { base_id, base: base.into_os_string().into_vec(), runs: list })
     }
 
     /// As a section of the snapshot.
@@ -142,7 +144,9 @@ mod tests {
         let base = scratch.path("base");
         fs::create_dir(&base).unwrap();
         let runs = [0..3, 7..8, 100..200];
-        let saved = MemoryChanges::new(&scratch.path("diff"), &base, [9; 16], runs.iter().cloned()).unwrap();
+        // Runs that touch become one.
+        let given = [0..1, 1..3, 7..8, 100..150, 150..200].into_iter();
+        let saved = MemoryChanges::new(&scratch.path("diff"), &base, [9; 16], given).unwrap();
         let read: MemoryChanges = saved::decode(&saved::encode(&saved)).unwrap();
         assert_eq!(read, saved);
         assert!(read.runs().eq(runs));
