@@ -1,8 +1,8 @@
 //! Linux in the `lodger` process: what boots, what it finds, and how it ends.
 //!
 //! The kernels come from `scripts/linux`, which is run when the first test needs one and builds what is not in its
-//! cache. Most tests boot one with a first process of their own, `guest.c`, which prints what is asked for and ends
-//! the run by a status: a second each, also where KVM interprets guest kernels. Those with a shell take several.
+//! cache. A test of booting boots one with a first process of its own, `guest.c`, which prints what is asked for and
+//! ends the run by a status. Other tests restore a guest that is at its shell already: `support` says when to do which.
 
 mod bad_files;
 mod balloon;

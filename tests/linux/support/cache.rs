@@ -153,3 +153,87 @@ fn fixtures(cache: &Path) -> Vec<(String, (SystemTime, u64))> {
     }
     found.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use lodger::snapshot::{Draft, MEMORY};
+
+    use super::*;
+    use crate::support::Scratch;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn make(place: &Path) {
+        let mut draft = Draft::begin(place, SIZE).unwrap();
+        draft.put(0, &vec![1; SIZE as usize]).unwrap();
+        draft.finish(Vec::new()).unwrap();
+    }
+
+    /// The names of what is there.
+    fn names(cache: &Path) -> Vec<String> {
+        fixtures(cache).into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn a_fixture_is_made_once_and_again_when_it_is_truncated() {
+        let scratch = Scratch::new();
+        let config = Config::default();
+        let first = kept(scratch.path(), &config, make);
+        let again = kept(scratch.path(), &config, |_| panic!("it is there"));
+        assert_eq!(again.snapshot().info().id, first.snapshot().info().id);
+        let other = Config { rng: true, ..Config::default() };
+        let other = kept(scratch.path(), &other, make);
+        assert_ne!(other.snapshot().directory(), first.snapshot().directory());
+        let place = first.snapshot().directory().to_owned();
+        drop((first, again));
+        File::options().write(true).open(place.join(lodger::snapshot::STATE)).unwrap().set_len(100).unwrap();
+        assert!(kept(scratch.path(), &config, make).snapshot().check().is_ok());
+        // Nobody has read this one yet, as in another run.
+        let copy = scratch.path().join("copy");
+        make(&copy);
+        let memory = File::options().write(true).open(copy.join(MEMORY)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&memory, &[2], 5000).unwrap();
+        assert!(sound(&copy).is_none());
+    }
+
+    #[test]
+    fn only_one_makes_a_fixture_and_the_others_wait_for_it() {
+        let scratch = Scratch::new();
+        let made = Mutex::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    kept(scratch.path(), &Config::default(), |place| {
+                        *made.lock().unwrap() += 1;
+                        make(place);
+                    });
+                });
+            }
+        });
+        assert_eq!(made.into_inner().unwrap(), 1);
+    }
+
+    #[test]
+    fn what_is_old_or_too_much_is_removed_unless_it_is_in_use() {
+        let scratch = Scratch::new();
+        let cache = scratch.path();
+        for (name, hours) in [("a", 1), ("b", 2), ("c", 3)] {
+            make(&cache.join(name));
+            let long_ago = SystemTime::now() - Duration::from_secs(3600 * hours);
+            File::open(cache.join(name)).unwrap().set_modified(long_ago).unwrap();
+            File::create(cache.join(format!("{name}.lock"))).unwrap().set_modified(long_ago).unwrap();
+        }
+        // What was being written.
+        fs::create_dir(cache.join(".d.new")).unwrap();
+        fs::write(cache.join(".d.new").join(MEMORY), [1; 8192]).unwrap();
+        remove_old(cache, "a", u64::MAX, LONGEST);
+        assert_eq!(names(cache), ["a", "b", "c", "d"]);
+        let used = locked(&cache.join("c.lock"), File::lock_shared);
+        remove_old(cache, "a", 0, LONGEST);
+        assert_eq!(names(cache), ["a", "c"]);
+        drop(used);
+        remove_old(cache, "a", u64::MAX, Duration::ZERO);
+        assert_eq!(names(cache), ["a"]);
+        assert_eq!(fs::read_dir(cache).unwrap().count(), 2);
+    }
+}
