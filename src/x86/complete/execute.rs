@@ -2,7 +2,7 @@
 
 use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic};
 
-use super::{Beyond, Cpu, Fault, Stop, decode, native, system, xsave};
+use super::{Beyond, Cpu, Fault, Stop, decode, descriptor, native, system, xsave};
 
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
@@ -64,6 +64,7 @@ fn dispatch(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<(), Stop> {
         M::Clac => system::set_alignment_flag(cpu, false),
         M::Stac => system::set_alignment_flag(cpu, true),
         M::Wait => system::wait(cpu),
+        M::Lsl => descriptor::load_limit(cpu, instruction),
         M::Ldmxcsr | M::Vldmxcsr => system::load_mxcsr(cpu, instruction),
         M::Stmxcsr | M::Vstmxcsr => system::store_mxcsr(cpu, instruction),
         M::Xsave

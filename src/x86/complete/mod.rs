@@ -14,6 +14,7 @@
 mod availability;
 pub mod cpu;
 mod decode;
+mod descriptor;
 mod execute;
 pub mod fault;
 pub mod gaps;
