@@ -28,7 +28,7 @@ fn a_snapshot_of_every_version_is_read() {
 fn what_is_in_it_has_not_changed_its_form() {
     let snapshot = stored(1);
     let names: Vec<_> = snapshot.info().sections.iter().map(|section| section.name.as_str()).collect();
-    let expected = "machine memory-layout vcpu/0 interrupts serial cmos i8042 pci post virtio/0/transport \
+    let expected = "machine memory-layout vcpu/0 interrupts clock serial cmos i8042 pci post virtio/0/transport \
                     virtio/0/device virtio/1/transport virtio/1/device virtio/2/transport virtio/2/device memory-hashes";
     assert_eq!(names.join(" "), expected);
     let mut sections = snapshot.sections().unwrap();
