@@ -509,6 +509,9 @@ impl Vcpu for KvmVcpu {
 
     fn save(&self, msrs: &[u32]) -> Result<SavedVcpu> {
         self.settle()?;
+        // First of all: KVM then accepts an INIT or SIPI that waits, which changes everything else. Events that were read
+        // before would tell of an INIT that is not waiting any more.
+        let mp_state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         let xsave = self.fd.get_xsave().map_err(|error| call("read the vector registers", error))?;
         let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;
         let debug = self.fd.get_debug_regs().map_err(|error| call("read the debug registers", error))?;
@@ -518,7 +521,6 @@ impl Vcpu for KvmVcpu {
             events.exception.injected = 1;
             events.exception.nr = vector;
         }
-        let mp_state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         let xcrs = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).map(|entry| (entry.xcr, entry.value));
         let [dr0, dr1, dr2, dr3] = debug.db;
         Ok(SavedVcpu {
