@@ -1,6 +1,6 @@
 //! What a disk costs: blocks read and written through virtio, by a guest that does nothing else, beside the same blocks
-//! of the same file read and written by a process of the host. And peers with the same guest, where some are named, each
-//! with `{guest}`, `{disk}` and `{work}` where the files and the guest's command line belong:
+//! of the same file read and written by a process of the host. And peers with the same guest, where some are named,
+//! each with `{guest}`, `{disk}` and `{work}` where the files and the guest's command line belong:
 //!
 //! `LODGER_BENCH_DISK_PEERS='qemu-system-x86_64 … -kernel {guest} -append {work} -drive file={disk},…' cargo bench
 //! --bench disks`

@@ -1,6 +1,6 @@
-//! What a guest costs as a process: from the start of the process to the guest's first byte, booted and restored, memory, and
-//! processor time per byte of a burst of output. Beside it a bare `KVM_RUN` loop in a process of its own, with
-//! interrupt controllers, that writes each byte with one system call; and peers, where some are named:
+//! What a guest costs as a process: from the start of the process to the guest's first byte, booted and restored,
+//! memory, and processor time per byte of a burst of output. Beside it a bare `KVM_RUN` loop in a process of its own,
+//! with interrupt controllers, that writes each byte with one system call; and peers, where some are named:
 //!
 //! `LODGER_BENCH_PEERS='alioth boot --pvh guest.elf -m size=128M' cargo bench --bench processes`
 

@@ -1,6 +1,6 @@
-//! How long a guest stands still for a snapshot, and how long it takes to go on from one. 1 GiB of memory of which half is
-//! in use, and a guest that writes 64 pages over and over: with memory copied while it runs, copied at rest, and as a
-//! diff. Then the guest that is part of the program, with 128 MiB: built, restored, and restored from a diff on five
+//! How long a guest stands still for a snapshot, and how long it takes to go on from one. 1 GiB of memory of which half
+//! is in use, and a guest that writes 64 pages over and over: with memory copied while it runs, copied at rest, and as
+//! a diff. Then the guest that is part of the program, with 128 MiB: built, restored, and restored from a diff on five
 //! others.
 
 mod support;

@@ -20,7 +20,8 @@ pub(crate) enum Kind {
     Exclusive,
 }
 
-/// Locks a range, in place of what this descriptor has locked of it; `Ok(false)` if somebody else has what contradicts it.
+/// Locks a range, in place of what this descriptor has locked of it; `Ok(false)` if somebody else has what contradicts
+/// it.
 pub(crate) fn try_lock(file: &File, kind: Kind, range: Range<i64>) -> io::Result<bool> {
     match control(file, libc::F_OFD_SETLK, &mut request(kind.number(), range)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),

@@ -1,10 +1,12 @@
 //! A hosted hypervisor on Linux KVM: one guest, one ordinary process.
 //!
 //! The modules are the rooms of the program; each may use the ones listed after it, never one listed before:
-//! [`control`] is the socket by which others ask a running machine for something, [`host`] finds out what this host can do, [`vm`] describes, builds and runs a machine, [`vcpu`] runs its processors, [`devices`] are what the guest
-//! sees, [`console`] moves the bytes of its console, [`storage`] those of its disks, [`bus`] knows who owns which address, [`boot`] loads
-//! kernels, [`x86`] knows the processor, [`memory`] holds guest memory, [`hv`] is the seam to the hypervisor.
-//! [`saved`] is the form in which all of them write down their state, [`snapshot`] has it in files, [`size`] reads sizes.
+//! [`control`] is the socket by which others ask a running machine for something, [`host`] finds out what this host can
+//! do, [`vm`] describes, builds and runs a machine, [`vcpu`] runs its processors, [`devices`] are what the guest sees,
+//! [`console`] moves the bytes of its console, [`storage`] those of its disks, [`bus`] knows who owns which address,
+//! [`boot`] loads kernels, [`x86`] knows the processor, [`memory`] holds guest memory, [`hv`] is the seam to the
+//! hypervisor. [`saved`] is the form in which all of them write down their state, [`snapshot`] has it in files,
+//! [`size`] reads sizes.
 
 pub mod boot;
 pub mod bus;

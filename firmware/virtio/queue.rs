@@ -174,7 +174,8 @@ impl Queue {
         Some((read::<u32>(at) as u16, read(at + 4)))
     }
 
-    /// Wants an interrupt when so many more have been used, or none. Without event indices each one interrupts, or none.
+    /// Wants an interrupt when so many more have been used, or none. Without event indices each one interrupts, or
+    /// none.
     pub fn interrupt_after(&mut self, count: Option<u16>) {
         self.polled = count.is_none();
         match self.event_index {

@@ -137,9 +137,9 @@ pub struct Options<'a> {
     /// The initial file system: files that the guest sees as one, each beginning at a multiple of four bytes, as
     /// cpio archives do.
     pub initrds: &'a [Source<'a>],
-    /// Whether the guest's processors lack the no-execute bit. Such a kernel gets no seed: Linux maps the list in which it
-    /// would be before it has looked whether that bit may be set (`parse_setup_data` comes before `x86_configure_nx`), and
-    /// dies of it.
+    /// Whether the guest's processors lack the no-execute bit. Such a kernel gets no seed: Linux maps the list in which
+    /// it would be before it has looked whether that bit may be set (`parse_setup_data` comes before
+    /// `x86_configure_nx`), and dies of it.
     pub without_nx: bool,
     /// What else the guest is told of the machine, by ACPI and MP tables; without, there are none. Images that
     /// start in real mode have the first MiB to themselves and are told nothing.

@@ -1,5 +1,5 @@
-//! The tables that describe the machine, at their places in the first MiB; and what is left of a firmware's code: a jump to
-//! its start resets the machine.
+//! The tables that describe the machine, at their places in the first MiB; and what is left of a firmware's code: a
+//! jump to its start resets the machine.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 

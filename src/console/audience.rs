@@ -1,7 +1,7 @@
 //! Those who read a guest's console besides the place that it is connected to.
 //!
-//! They come and go while the guest runs, and each has a queue of its own. The guest never waits for them: who reads too
-//! slowly loses output, and finds a line that says how much.
+//! They come and go while the guest runs, and each has a queue of its own. The guest never waits for them: who reads
+//! too slowly loses output, and finds a line that says how much.
 
 use std::collections::VecDeque;
 use std::io;

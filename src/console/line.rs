@@ -1,8 +1,8 @@
 //! A line between a port of the guest and the world: a Unix socket, a pseudo-terminal, a file, or a sink.
 //!
 //! Each line has a thread of its own, so that one whose peer is slow, or whose file is on a slow disk, holds up no
-//! other. What is on its way is in the hands of the [`GuestEnd`], which bounds it; the thread keeps nothing back, so that
-//! nothing is missing from a snapshot.
+//! other. What is on its way is in the hands of the [`GuestEnd`], which bounds it; the thread keeps nothing back, so
+//! that nothing is missing from a snapshot.
 
 use std::fmt;
 use std::io;

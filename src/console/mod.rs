@@ -1,9 +1,9 @@
 //! What moves the bytes of a guest's console and of its ports between their devices and the world.
 //!
 //! [`Console::open`] connects a console as its [`Spec`] says. The device pushes what the guest prints into the
-//! [`Output`]; whoever runs the machine's event loop polls [`Console::input`] and hands what
-//! [`Console::read_input`] returns to the device. A [`Line`] does both for a port by itself, and an [`Audience`] hears what
-//! is printed besides. `vm/`, the control socket and the command line rely on this room; it knows neither devices nor machines.
+//! [`Output`]; whoever runs the machine's event loop polls [`Console::input`] and hands what [`Console::read_input`]
+//! returns to the device. A [`Line`] does both for a port by itself, and an [`Audience`] hears what is printed besides.
+//! `vm/`, the control socket and the command line rely on this room; it knows neither devices nor machines.
 
 mod audience;
 mod file;
@@ -159,8 +159,8 @@ impl Console {
         Ok(console)
     }
 
-    /// Connects a console, and leaves the terminal as it is until [`take_terminal`](Self::take_terminal), and a file until
-    /// [`empty_file`](Self::empty_file).
+    /// Connects a console, and leaves the terminal as it is until [`take_terminal`](Self::take_terminal), and a file
+    /// until [`empty_file`](Self::empty_file).
     pub fn connect(spec: &Spec) -> Result<Self, Error> {
         match spec {
             Spec::None => Ok(Self { output: Arc::new(Output::discard()), source: Source::None }),
@@ -213,8 +213,8 @@ impl Console {
         Ok(Self { output: Arc::new(Output::new(sink, Timing::default())), source })
     }
 
-    /// Empties the file that the console goes to, unless it is an image that somebody uses: to be called when the machine
-    /// has its disks, and before it runs.
+    /// Empties the file that the console goes to, unless it is an image that somebody uses: to be called when the
+    /// machine has its disks, and before it runs.
     pub fn empty_file(&self) -> Result<(), Error> {
         let Source::File { file, path } = &self.source else { return Ok(()) };
         file::empty(file).map_err(|source| Error::File { path: path.clone(), source })

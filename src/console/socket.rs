@@ -35,7 +35,8 @@ impl Socket {
         let failed = |source| LineError::Socket { path: path.to_owned(), source };
         let address = address(path).ok_or_else(|| LineError::PathTooLong { path: path.to_owned() })?;
         // Who replaces a socket has locked its directory meanwhile, and others leave it to him. Such a lock may also be
-        // anybody's who keeps it for ever, so it is asked for once, and waited for only if that matters, and not for long.
+        // anybody's who keeps it for ever, so it is asked for once, and waited for only if that matters, and not for
+        // long.
         let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         let lock = File::open(directory).ok();
         let mut has_turn = lock.as_ref().is_none_or(may_go_on);

@@ -126,8 +126,8 @@ impl Client {
         self.reader.get_ref().set_read_timeout(None).map_err(|source| self.lost(source))
     }
 
-    /// Asks for something that leads to the machine's end, waits for that, and says how it ended. Both are asked at once: a
-    /// machine that has stopped parts with clients that want nothing.
+    /// Asks for something that leads to the machine's end, waits for that, and says how it ended. Both are asked at
+    /// once: a machine that has stopped parts with clients that want nothing.
     pub fn end(&mut self, method: &str, params: Value) -> Result<Value, ClientError> {
         self.be_patient()?;
         let lines = self.line(method, params) + &self.line("wait", json!({}));

@@ -40,7 +40,8 @@ pub struct Session<H: Servable> {
     lines: Lines,
 }
 
-/// How much of a flood of output is written before it is looked for input again: who floods a terminal can be told to stop.
+/// How much of a flood of output is written before it is looked for input again: who floods a terminal can be told to
+/// stop.
 const PIECES_AT_ONCE: usize = 16;
 
 /// Whether the session goes on after a request.
@@ -179,8 +180,8 @@ impl<H: Servable> Session<H> {
         Ok(json!({ "target": balloon.target(), "actual": balloon.actual() }))
     }
 
-    /// Answers when the snapshot is on the disk, and tells meanwhile how far it is. It is completed for a client that goes
-    /// away as well: whoever asked for the machine's end with it has to know that nothing is lost.
+    /// Answers when the snapshot is on the disk, and tells meanwhile how far it is. It is completed for a client that
+    /// goes away as well: whoever asked for the machine's end with it has to know that nothing is lost.
     fn snapshot(&self, id: &Value, wanted: Wanted) -> Next {
         let mut listens = true;
         let mut last: Option<(Phase, Instant)> = None;

@@ -1,9 +1,9 @@
 //! The machine's generation: an id in guest memory that is another one whenever the guest goes on from a snapshot.
 //!
-//! After Microsoft's "Virtual Machine Generation ID". Two machines that go on from one snapshot are the same machine, with
-//! the same random numbers to come, until they learn of it: Linux makes new ones as soon as it hears of a new id. ACPI tells
-//! the guest where the id is, and an interrupt, an edge like the power button's, when it has changed. There is nothing for a
-//! snapshot to keep but the place: the old id is in memory.
+//! After Microsoft's "Virtual Machine Generation ID". Two machines that go on from one snapshot are the same machine,
+//! with the same random numbers to come, until they learn of it: Linux makes new ones as soon as it hears of a new id.
+//! ACPI tells the guest where the id is, and an interrupt, an edge like the power button's, when it has changed. There
+//! is nothing for a snapshot to keep but the place: the old id is in memory.
 
 use std::io;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The power button: how a guest is asked to end.
 //!
 //! It is one of ACPI's control methods (ACPI 6.5, section 4.8.2.2.1.2), announced by the interrupt of a generic event
-//! device (section 5.6.9) as hardware-reduced ACPI has it. The interrupt is an edge and has no other use, so that there is
-//! nothing to read or to acknowledge, and nothing for a snapshot to keep.
+//! device (section 5.6.9) as hardware-reduced ACPI has it. The interrupt is an edge and has no other use, so that there
+//! is nothing to read or to acknowledge, and nothing for a snapshot to keep.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! The reset control register that chipsets have had at port 0xcf9 since the PIIX3.
 //!
 //! A guest writes how hard the reset is to be (bits 1 and 3), then the same with bit 2, whose rise resets the machine
-//! (Intel 82371SB datasheet, "RC - Reset Control Register"). Here every reset ends the machine, so that they are all alike.
-//! Linux writes to it for `reboot=p`; the code where a PC's firmware starts (`boot::map::RESET_CODE`) does for everybody who
-//! jumps there.
+//! (Intel 82371SB datasheet, "RC - Reset Control Register"). Here every reset ends the machine, so that they are all
+//! alike. Linux writes to it for `reboot=p`; the code where a PC's firmware starts (`boot::map::RESET_CODE`) does for
+//! everybody who jumps there.
 //!
 //! The port lies among those of PCI's configuration mechanism, which has a register of four bytes at 0xcf8: it is
 //! [`pci`](super::pci) that answers there and passes this byte on.
@@ -24,8 +24,8 @@ const CPU: u8 = 1 << 2;
 /// Has the power off for a moment, too.
 const FULL: u8 = 1 << 3;
 
-/// The register. What it holds is how the next reset shall be, which makes no difference here; no snapshot keeps it, as a
-/// guest that resets itself writes it first.
+/// The register. What it holds is how the next reset shall be, which makes no difference here; no snapshot keeps it, as
+/// a guest that resets itself writes it first.
 #[derive(Debug, Default)]
 pub struct Reset {
     kind: AtomicU8,

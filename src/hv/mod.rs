@@ -190,8 +190,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Reads the guest's clock.
     fn save_clock(&self) -> Result<SavedClock>;
 
-    /// Lets the guest's clock go on from what [`Vm::save_clock`] read. If the time since then `counts`, by the host's clock,
-    /// it is added; never less than none.
+    /// Lets the guest's clock go on from what [`Vm::save_clock`] read. If the time since then `counts`, by the host's
+    /// clock, it is added; never less than none.
     fn restore_clock(&self, saved: &SavedClock, counts: bool) -> Result<()>;
 }
 

@@ -9,8 +9,8 @@
 //!
 //! Nothing of that is there before somebody asks for the first time: until then, memory costs what it costs otherwise.
 //! From then on, the page tables are there for all of it, 2 MiB for each GiB: a page that nobody touched is protected
-//! too, so that to read it does not count as to write it. It cannot be told from one in the swap space any more, so which
-//! pages were ever touched is noted here.
+//! too, so that to read it does not count as to write it. It cannot be told from one in the swap space any more, so
+//! which pages were ever touched is noted here.
 
 use std::fs::File;
 use std::io;
@@ -90,8 +90,8 @@ impl GuestMemory {
         }
     }
 
-    /// The pages that anybody ever touched, as far as was known when [`written_pages`](Self::written_pages) was asked for
-    /// the last time. Others are what the image says, or zeroes. Nothing if nobody asked.
+    /// The pages that anybody ever touched, as far as was known when [`written_pages`](Self::written_pages) was asked
+    /// for the last time. Others are what the image says, or zeroes. Nothing if nobody asked.
     pub(super) fn noted_touched(&self) -> Option<PageSet> {
         match &self.lock_written().watch {
             Watch::On(tracker) => Some(tracker.touched.clone()),

@@ -2,8 +2,8 @@
 //!
 //! In such an image the regions follow each other without the gap between them. Pages that nobody ever touched are
 //! found in the kernel's page tables, without being touched: what is not there is zeroes, or, in memory that itself
-//! began as an image, what that image says. An image can have others over it, each with some pages in the place of those
-//! below.
+//! began as an image, what that image says. An image can have others over it, each with some pages in the place of
+//! those below.
 
 use std::fs::File;
 use std::io;

@@ -1,9 +1,9 @@
 //! Guest memory: its layout in the guest and its mapping in this process.
 //!
-//! Memory is anonymous and not reserved: the host pays for a page when somebody touches it, so a guest may be
-//! given more than the host has. It can also begin as an image in a file, of which it is a copy on write. Which of its pages
-//! are written can be asked for. `boot/` writes kernels into it, devices read and write it through
-//! `vm-memory`, `vm/` hands it to the hypervisor. Relies on nothing but `vm-memory`.
+//! Memory is anonymous and not reserved: the host pays for a page when somebody touches it, so a guest may be given
+//! more than the host has. It can also begin as an image in a file, of which it is a copy on write. Which of its pages
+//! are written can be asked for. `boot/` writes kernels into it, devices read and write it through `vm-memory`, `vm/`
+//! hands it to the hypervisor. Relies on nothing but `vm-memory`.
 
 mod dirty;
 mod host;

@@ -61,8 +61,8 @@ impl Snapshot {
         Ok(Some(opened))
     }
 
-    /// All memory files that make up its memory, the lowest first. Each is as long as it should be, and the one that was
-    /// written; what is in them has not been looked at.
+    /// All memory files that make up its memory, the lowest first. Each is as long as it should be, and the one that
+    /// was written; what is in them has not been looked at.
     pub fn layers(&self) -> Result<Vec<Layer>, Error> {
         let bases = self.bases()?;
         let layer = |snapshot: &Self| {

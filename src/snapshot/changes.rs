@@ -102,8 +102,8 @@ impl MemoryChanges {
     }
 }
 
-/// How to get to `to` from the directory that is to be in `place`: both may be moved together then. What have nothing in
-/// common but the root directory are not moved together.
+/// How to get to `to` from the directory that is to be in `place`: both may be moved together then. What have nothing
+/// in common but the root directory are not moved together.
 fn path_from(place: &Path, to: &Path) -> std::io::Result<PathBuf> {
     let to = fs::canonicalize(to)?;
     let place = real(place)?;

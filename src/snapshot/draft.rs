@@ -1,8 +1,8 @@
 //! A snapshot that is being written.
 //!
-//! It is made in a directory of its own beside its place, `.NAME.new`, which is locked while somebody writes there. When
-//! it is whole and on the disk, it is given its name, or exchanges names with the older snapshot, which is removed then.
-//! What a crash leaves behind is removed by whoever writes to that place next.
+//! It is made in a directory of its own beside its place, `.NAME.new`, which is locked while somebody writes there.
+//! When it is whole and on the disk, it is given its name, or exchanges names with the older snapshot, which is removed
+//! then. What a crash leaves behind is removed by whoever writes to that place next.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -44,8 +44,8 @@ impl Draft {
         Ok(Self { place, room, memory, memory_size, id })
     }
 
-    /// Where it is written meanwhile. Whoever keeps disks in the snapshot makes the directory `disks` there, with files whose
-    /// names [fit](is_disk_name); whatever else is in it stays behind, and is in the way of the next.
+    /// Where it is written meanwhile. Whoever keeps disks in the snapshot makes the directory `disks` there, with files
+    /// whose names [fit](is_disk_name); whatever else is in it stays behind, and is in the way of the next.
     pub fn directory(&self) -> &Path {
         &self.room.path
     }
@@ -60,7 +60,8 @@ impl Draft {
         self.id
     }
 
-    /// Writes pages of the memory, in the place of what was written there before. Pages that are not written are zeroes.
+    /// Writes pages of the memory, in the place of what was written there before. Pages that are not written are
+    /// zeroes.
     pub fn put(&mut self, offset: u64, pages: &[u8]) -> Result<(), Error> {
         self.memory.put(offset, pages).map_err(Error::io("write", &self.room.path.join(MEMORY)))
     }
@@ -199,8 +200,8 @@ fn check_place(place: &Path) -> Result<(), Error> {
     if empty || is_state(&place.join(STATE)) { Ok(()) } else { Err(occupied()) }
 }
 
-/// Whether an image in a snapshot can have this name: `0.raw` is the copy of disk 0, `disk0.qcow2` and `disk0.1.qcow2` were
-/// images of a machine's own.
+/// Whether an image in a snapshot can have this name: `0.raw` is the copy of disk 0, `disk0.qcow2` and `disk0.1.qcow2`
+/// were images of a machine's own.
 pub fn is_disk_name(name: &str) -> bool {
     let Some((numbers, "raw" | "qcow2")) = name.rsplit_once('.') else { return false };
     let numbers = numbers.strip_prefix("disk").unwrap_or(numbers);

@@ -1,7 +1,7 @@
 //! The file `memory`: the guest's memory, page by page as it is, and a last page that says to which state it belongs.
 //!
-//! Pages of zeroes are holes. The checksum of each [`CHUNK`] covers the others and says which they are, so that it costs
-//! nothing where nothing is.
+//! Pages of zeroes are holes. The checksum of each [`CHUNK`] covers the others and says which they are, so that it
+//! costs nothing where nothing is.
 
 use std::fs::File;
 use std::io;

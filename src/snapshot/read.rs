@@ -117,9 +117,9 @@ impl Snapshot {
         Ok(Section { name, kind, version: entry.version, bytes })
     }
 
-    /// Its own memory file, to be mapped privately: the memory begins with the file. Of a diff it has only the pages that
-    /// changed; [`layers`](Self::layers) have all. The file is as long as it should be, and
-    /// that of this snapshot; what is in it has not been looked at.
+    /// Its own memory file, to be mapped privately: the memory begins with the file. Of a diff it has only the pages
+    /// that changed; [`layers`](Self::layers) have all. The file is as long as it should be, and that of this snapshot;
+    /// what is in it has not been looked at.
     pub fn memory(&self) -> Result<File, Error> {
         let path = self.directory.join(MEMORY);
         let file = open(&path).map_err(Error::io("open", &path))?;

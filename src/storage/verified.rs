@@ -53,8 +53,8 @@ impl Verified {
         &self.disk
     }
 
-    /// Reads the range, which is within the disk, and gives it to `take` piece by piece. Nothing of a block is given away
-    /// before all of it is known to be right.
+    /// Reads the range, which is within the disk, and gives it to `take` piece by piece. Nothing of a block is given
+    /// away before all of it is known to be right.
     pub(super) fn each_piece(
         &self,
         offset: u64,

@@ -1,12 +1,12 @@
 //! Taking snapshots of a machine that runs on meanwhile, and of what changed since the last one.
 //!
-//! While the guest runs, its memory is copied, and what it changed during that is copied again, until little is left. Only for
-//! this rest, and for the state of everything else, it has to stand still. Then it goes on, and what was copied is
-//! brought to the disk.
+//! While the guest runs, its memory is copied, and what it changed during that is copied again, until little is left.
+//! Only for this rest, and for the state of everything else, it has to stand still. Then it goes on, and what was
+//! copied is brought to the disk.
 //!
 //! A machine knows what changed since one of its snapshots only, the last one: the one that was last finished, or that
-//! it was restored from. It can save that alone, as a diff that builds on that snapshot. Where the host does not tell what
-//! changes, all memory is copied while the guest stands still, and there are no diffs.
+//! it was restored from. It can save that alone, as a diff that builds on that snapshot. Where the host does not tell
+//! what changes, all memory is copied while the guest stands still, and there are no diffs.
 
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -157,8 +157,8 @@ impl Capture {
         self.untracked.as_ref()
     }
 
-    /// Copies while the guest runs, until little is left, or the guest cannot be caught up with. `progress` is called now
-    /// and then.
+    /// Copies while the guest runs, until little is left, or the guest cannot be caught up with. `progress` is called
+    /// now and then.
     pub fn copy<V: Vm>(
         &mut self,
         _machine: &Machine<V>,

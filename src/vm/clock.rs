@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 /// What the clocks of a machine show that goes on from a snapshot.
 ///
-/// This is about the clock that KVM gives a guest and the time stamp counter; the CMOS clock always shows the host's time.
+/// This is about the clock that KVM gives a guest and the time stamp counter; the CMOS clock always shows the host's
+/// time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Clock {
     /// They have gone on meanwhile: the guest knows what time it is, and what was to happen meanwhile is overdue.

@@ -7,8 +7,8 @@ use crate::devices::virtio::console::Port;
 pub enum Ear<'a> {
     /// The serial port.
     Serial(&'a Serial),
-    /// The virtio console. The serial port hears of the end of the input: a virtio console has no word for it that reaches
-    /// programs.
+    /// The virtio console. The serial port hears of the end of the input: a virtio console has no word for it that
+    /// reaches programs.
     Virtio(&'a Port, &'a Serial),
 }
 

@@ -315,8 +315,8 @@ impl<V: Vm> Machine<V> {
         })
     }
 
-    /// Makes this another machine than all before. A guest that `goes_on` finds the interrupt at its next instruction: by
-    /// now the interrupt controllers are as it left them.
+    /// Makes this another machine than all before. A guest that `goes_on` finds the interrupt at its next instruction:
+    /// by now the interrupt controllers are as it left them.
     fn begin_generation(&self, goes_on: bool) -> Result<(), Error> {
         if let Some(address) = self.parts.generation_id {
             self.devices.generation_id.renew(&self.board.memory, address)?;

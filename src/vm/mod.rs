@@ -1,8 +1,8 @@
 //! A virtual machine as a whole: its description, how it is built, run, paused, stopped, and how it ended.
 //!
-//! [`Config`] describes a machine, [`Machine::new`] puts it together out of the rooms below, [`Outcome`] says
-//! how it ended. A [`driver`] takes requests for it from several sides. The command line, the control socket and library
-//! users rely on this room.
+//! [`Config`] describes a machine, [`Machine::new`] puts it together out of the rooms below, [`Outcome`] says how it
+//! ended. A [`driver`] takes requests for it from several sides. The command line, the control socket and library users
+//! rely on this room.
 
 mod balloon;
 mod capture;

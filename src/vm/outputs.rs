@@ -8,10 +8,12 @@ use super::{Changes, Config, DiskSource, Error, Kernel, PortSpec};
 use crate::console::Place;
 
 impl Config {
-    /// Fails if a port's output, or the console's if that goes to a file, would go where the machine has something else.
+    /// Fails if a port's output, or the console's if that goes to a file, would go where the machine has something
+    /// else.
     ///
     /// [`Machine::new`](super::Machine::new) looks by itself, but knows nothing of the console's file, which its owner
-    /// opens: he asks before he does. Images behind an overlay are not looked at here; they are locked while they are used.
+    /// opens: he asks before he does. Images behind an overlay are not looked at here; they are locked while they are
+    /// used.
     pub fn check_outputs(&self, console: Option<&Path>) -> Result<(), Error> {
         let console = console.map(|path| ("the console".to_owned(), path));
         let outputs: Vec<_> = console.into_iter().chain(self.ports.iter().filter_map(output)).collect();

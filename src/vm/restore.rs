@@ -1,13 +1,13 @@
 //! A machine that goes on as another one that was saved.
 //!
-//! It is built as any machine, after the same description, but begins with the memory and the state of a snapshot in place
-//! of a kernel. The memory is mapped, not read; that of a diff over that of the snapshot on which it builds. What the description or the host has otherwise than the snapshot is
-//! found out before anything runs.
+//! It is built as any machine, after the same description, but begins with the memory and the state of a snapshot in
+//! place of a kernel. The memory is mapped, not read; that of a diff over that of the snapshot on which it builds. What
+//! the description or the host has otherwise than the snapshot is found out before anything runs.
 //!
-//! Processors are restored before the interrupt controllers, and both before the devices: whatever interrupt comes of
-//! a later one reaches those before it. The guest's clock comes before all of them: KVM works out from it what it writes into
-//! guest memory for the processors, and their time stamp counters go on by as much as it does, whether the time that the
-//! machine was stored counts ([`Clock`]) or not.
+//! Processors are restored before the interrupt controllers, and both before the devices: whatever interrupt comes of a
+//! later one reaches those before it. The guest's clock comes before all of them: KVM works out from it what it writes
+//! into guest memory for the processors, and their time stamp counters go on by as much as it does, whether the time
+//! that the machine was stored counts ([`Clock`]) or not.
 
 use std::sync::Arc;
 
@@ -92,8 +92,8 @@ impl Beginning<'_> {
 
 impl<V: Vm> Machine<V> {
     /// Builds the machine that `config` describes, which goes on where that of the snapshot was; what its serial
-    /// console prints goes to `console`. The description's kernel, initial file systems and command line mean nothing: they
-    /// are in memory, or were.
+    /// console prints goes to `console`. The description's kernel, initial file systems and command line mean nothing:
+    /// they are in memory, or were.
     pub fn restore<H: Hypervisor<Vm = V>>(
         hypervisor: &H,
         config: &Config,

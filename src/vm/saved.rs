@@ -69,8 +69,8 @@ impl Parts {
     }
 }
 
-/// How a machine was described, for those who restore it without being told. What it is made of is in the other sections,
-/// so that one who is told may pass it over.
+/// How a machine was described, for those who restore it without being told. What it is made of is in the other
+/// sections, so that one who is told may pass it over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedDescription {
     /// The description, as in a configuration file.

@@ -1,4 +1,5 @@
-//! `lodger snapshot` and `lodger restore`: guests that go on where they were, whatever became of the process that ran them.
+//! `lodger snapshot` and `lodger restore`: guests that go on where they were, whatever became of the process that ran
+//! them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

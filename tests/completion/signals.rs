@@ -1,5 +1,5 @@
-//! Signals of instructions that are executed in this process: whoever has such a case handles its own, on a stack that the
-//! instruction does not have, and leaves the others to whoever handled them before.
+//! Signals of instructions that are executed in this process: whoever has such a case handles its own, on a stack that
+//! the instruction does not have, and leaves the others to whoever handled them before.
 
 use std::ptr;
 use std::sync::OnceLock;

@@ -50,8 +50,8 @@ const CRC_SIZE: usize = 4;
 /// Where the code for 64-bit mode starts, counted from the code for 32-bit mode.
 const ENTRY_64: usize = 0x200;
 
-/// A correct bzImage: boot protocol 2.15, relocatable by pages, at 1 MiB if it can, with room for 64 KiB. Its CRC is left
-/// out, as by Linux from 6.16 on, so that fields can be changed; [`seal`] puts it in.
+/// A correct bzImage: boot protocol 2.15, relocatable by pages, at 1 MiB if it can, with room for 64 KiB. Its CRC is
+/// left out, as by Linux from 6.16 on, so that fields can be changed; [`seal`] puts it in.
 pub fn bz_image(code32: &[u8], code64: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; PAYLOAD_AT];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

@@ -113,7 +113,8 @@ macro_rules! scribbler {
 }
 
 /// In ring 3 and in ring 0. Every KVM has the processor do the first, and its page tables tell who wrote; a KVM without
-/// hardware interprets the second, and writes through the mapping of this process. With hardware, there is time for more.
+/// hardware interprets the second, and writes through the mapping of this process. With hardware, there is time for
+/// more.
 fn guests() -> [&'static [u8]; 2] {
     macro_rules! both {
         ($writes:literal) => {
@@ -183,8 +184,8 @@ fn take(machine: &Machine<KvmVm>, place: &Path, base: Option<&Path>, live: bool)
     }
 }
 
-/// Runs a guest to its end, and takes snapshots at random moments: full ones and diffs, while it runs and at rest. After
-/// some of them it goes on in a machine that was restored. What it printed, and its status.
+/// Runs a guest to its end, and takes snapshots at random moments: full ones and diffs, while it runs and at rest.
+/// After some of them it goes on in a machine that was restored. What it printed, and its status.
 fn disturbed(config: Config, seed: u64, tracked: bool) -> (String, u8) {
     within(LIMIT, move || {
         let scratch = Scratch::new();

@@ -1,7 +1,8 @@
 //! Disks that are kept in snapshots while a guest writes to them, and what a guest finds that goes on.
 //!
-//! The guest overwrites its disk from the beginning to the end, so each state of the disk is known by how far it came: what
-//! it has not written is as it was filled here, and nothing in between is missing but what was not yet taken from the queue.
+//! The guest overwrites its disk from the beginning to the end, so each state of the disk is known by how far it came:
+//! what it has not written is as it was filled here, and nothing in between is missing but what was not yet taken from
+//! the queue.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -45,7 +45,8 @@ fn the_keyboard_controller_resets_the_machine() {
     assert_eq!(outcome.status(), 0);
 }
 
-/// Looks at the host bridge by every width, and ends with what is wrong, or by the reset register among the address's bytes.
+/// Looks at the host bridge by every width, and ends with what is wrong, or by the reset register among the address's
+/// bytes.
 #[test]
 fn a_guest_finds_the_host_bridge_and_the_reset_register_beside_it() {
     let (machine, _) = machine(machine_code!(

@@ -68,8 +68,8 @@ impl Traveller {
         self.machine.as_ref().expect("there is always one but while it is replaced")
     }
 
-    /// Throws the machine away, and goes on in another one that has not been started; whether there was anything left to
-    /// go on with.
+    /// Throws the machine away, and goes on in another one that has not been started; whether there was anything left
+    /// to go on with.
     fn travel(&mut self) -> bool {
         let machine = self.machine.take().unwrap();
         machine.pause();

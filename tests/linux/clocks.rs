@@ -1,5 +1,5 @@
-//! What Linux makes of a time in which it did not run: it knows what time it is, complains of nothing, and has new random
-//! numbers.
+//! What Linux makes of a time in which it did not run: it knows what time it is, complains of nothing, and has new
+//! random numbers.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -18,8 +18,8 @@ use crate::support::{Fixture, Scratch, Shell, smp};
 const TOLERANCE: f64 = 0.1;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Without deadline timers: this kernel has periodic ticks, and would make up for the time that it was stored tick by tick,
-/// a hundred for each second. Those with high-resolution timers do it in one step.
+/// Without deadline timers: this kernel has periodic ticks, and would make up for the time that it was stored tick by
+/// tick, a hundred for each second. Those with high-resolution timers do it in one step.
 fn config() -> Config {
     let cmdline = format!("{} lapic=notscdeadline", smp().get("cmdline"));
     Config {
@@ -30,8 +30,9 @@ fn config() -> Config {
     }
 }
 
-/// Saved once for all tests of this file, while a loop counts seconds; and how far its clock was ahead then. Where ring 0 is
-/// slow, ticks are lost while Linux starts, with nothing yet to count them by: its clock is late from the beginning.
+/// Saved once for all tests of this file, while a loop counts seconds; and how far its clock was ahead then. Where ring
+/// 0 is slow, ticks are lost while Linux starts, with nothing yet to count them by: its clock is late from the
+/// beginning.
 fn stored() -> &'static (PathBuf, RangeInclusive<f64>) {
     static STORED: OnceLock<(PathBuf, RangeInclusive<f64>)> = OnceLock::new();
     STORED.get_or_init(|| {

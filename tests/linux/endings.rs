@@ -19,8 +19,8 @@ fn a_reboot_ends_the_process_well() {
 
 #[test]
 fn every_way_to_reset_a_pc_ends_the_process() {
-    // Keyboard controller, firmware in real mode, firmware of the kind that there is none of (then as before), the chipset's
-    // register, and triple fault.
+    // Keyboard controller, firmware in real mode, firmware of the kind that there is none of (then as before), the
+    // chipset's register, and triple fault.
     for (way, status) in [("k", 0), ("b", 0), ("e", 0), ("p", 0), ("t", 101)] {
         let finished = Linux::new(tiny()).parameters(&format!("reboot={way}")).run("reboot").with(status);
         has_line(&finished, USER_SPACE);

@@ -1,15 +1,15 @@
 //! The machine's power is lost while its guest writes: `lodger` is killed by SIGKILL, at any moment.
 //!
 //! What dies is the process, not the host. The host's page cache survives, so that this does not test whether a flush
-//! reaches the host's disk (it is an `fdatasync`; that is the host's promise). It tests all that is this program's own: a
-//! flush that was answered before everything it promises had left the process, metadata of images kept back in memory,
-//! and written in an order in which a death between two writes leaves an image that contradicts itself; requests that were
-//! half done; locks that survive their holder.
+//! reaches the host's disk (it is an `fdatasync`; that is the host's promise). It tests all that is this program's own:
+//! a flush that was answered before everything it promises had left the process, metadata of images kept back in
+//! memory, and written in an order in which a death between two writes leaves an image that contradicts itself;
+//! requests that were half done; locks that survive their holder.
 //!
 //! The guest carries out numbered steps and tells of each when it is flushed (`load.c`). After each kill the image is
-//! checked by `lodger disk check`, a copy of it by e2fsck, and the files of that copy are read and compared with what the
-//! last step that the guest counted says of them. The next round goes on with the image as it was left: its journal is
-//! recovered by the guest's own kernel, and damage would add up. Now and then a round begins afresh.
+//! checked by `lodger disk check`, a copy of it by e2fsck, and the files of that copy are read and compared with what
+//! the last step that the guest counted says of them. The next round goes on with the image as it was left: its journal
+//! is recovered by the guest's own kernel, and damage would add up. Now and then a round begins afresh.
 
 use std::env;
 use std::fs::{self, File};

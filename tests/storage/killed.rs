@@ -18,8 +18,8 @@ fn place_of(number: u64, disk: &Disk) -> u64 {
     (number * 1_640_531_527 % BLOCKS) * (disk.size() / BLOCKS)
 }
 
-/// A small disk has one table of the second level and is flushed often. One with many such tables is flushed rarely: then
-/// much of it is in memory only.
+/// A small disk has one table of the second level and is flushed often. One with many such tables is flushed rarely:
+/// then much of it is in memory only.
 fn writes_to_a_flush(disk: &Disk) -> u64 {
     if disk.size() > 1 << 30 { 100 } else { 16 }
 }

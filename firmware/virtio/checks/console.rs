@@ -1,5 +1,5 @@
-//! Checks of consoles (specification 1.2, section 5.3). What they print begins with the same word, for who reads it on the
-//! host; a port that is called "echo" has to give back what is written to it.
+//! Checks of consoles (specification 1.2, section 5.3). What they print begins with the same word, for who reads it on
+//! the host; a port that is called "echo" has to give back what is written to it.
 
 use super::subject::{Subject, bytes};
 use super::{Check, Failure, Known, Outcome, Sample, holds, same};

@@ -1,4 +1,5 @@
-//! Checks of disks (specification 1.2, section 5.2). Those that write leave what they wrote, for who looks from outside.
+//! Checks of disks (specification 1.2, section 5.2). Those that write leave what they wrote, for who looks from
+//! outside.
 
 use super::request::{
     DONE, FAILED, HEADER, Running, UNSUPPORTED, fill, is_filled, kind, misused, to_read, to_write,

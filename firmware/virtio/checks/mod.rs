@@ -2,8 +2,8 @@
 //! its driver breaks the rules.
 //!
 //! [`transport`], [`features`], [`queues`] and [`misuse`] are the same for all devices and know one harmless request of
-//! each ([`Sample`]); the other modules know one kind each. A check begins with a device that was reset and with all free
-//! memory. Each prints a line, which tests read.
+//! each ([`Sample`]); the other modules know one kind each. A check begins with a device that was reset and with all
+//! free memory. Each prints a line, which tests read.
 
 mod balloon;
 mod console;

@@ -51,8 +51,8 @@ fn power_button() -> Vec<u8> {
     aml::device(POWER_BUTTON, &aml::name(*b"_HID", &aml::device_id(*b"PNP", 0x0c0c)))
 }
 
-/// The machine's generation, by Microsoft's "Virtual Machine Generation ID": any identity, and a compatible one by which
-/// guests know it, of which the second is the first made fit for ACPI. The address is in two halves.
+/// The machine's generation, by Microsoft's "Virtual Machine Generation ID": any identity, and a compatible one by
+/// which guests know it, of which the second is the first made fit for ACPI. The address is in two halves.
 fn generation_id() -> Vec<u8> {
     let compatible = ["VM_Gen_Counter", "VMGENCTR"].map(aml::string);
     let address = [GENERATION_ID as u32, (GENERATION_ID >> 32) as u32].map(aml::integer);

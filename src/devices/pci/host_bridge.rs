@@ -6,8 +6,8 @@
 
 use super::Function;
 
-/// Red Hat's number for "a PCI host bridge that exists only in software", from the range that it keeps for QEMU
-/// (QEMU, docs/specs/pci-ids.rst), is what this is. The bridges of real chipsets, which others pretend to be, have registers
+/// Red Hat's number for "a PCI host bridge that exists only in software", from the range that it keeps for QEMU (QEMU,
+/// docs/specs/pci-ids.rst), is what this is. The bridges of real chipsets, which others pretend to be, have registers
 /// that a guest knows by their identity and programs.
 const VENDOR: u16 = 0x1b36;
 const DEVICE: u16 = 0x0008;

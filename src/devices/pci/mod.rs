@@ -1,14 +1,15 @@
 //! PCI: one bus, its configuration space, and the host bridge that is its first function.
 //!
-//! Configuration mechanism #1 (PCI Local Bus Specification 3.0, section 3.2.2.3.2): a guest writes to the port 0xcf8 which
-//! register of which function it means, four bytes at once, and reaches the register at 0xcfc. Nothing is plugged in yet;
-//! the bus is there because kernels look for it, and complain if there is none. A device that joins it is a [`Function`].
+//! Configuration mechanism #1 (PCI Local Bus Specification 3.0, section 3.2.2.3.2): a guest writes to the port 0xcf8
+//! which register of which function it means, four bytes at once, and reaches the register at 0xcfc. Nothing is plugged
+//! in yet; the bus is there because kernels look for it, and complain if there is none. A device that joins it is a
+//! [`Function`].
 //!
-//! The ACPI tables do not tell of it: Linux then looks through no bus, which costs nothing, and is content. Without ACPI it
-//! looks through this one.
+//! The ACPI tables do not tell of it: Linux then looks through no bus, which costs nothing, and is content. Without
+//! ACPI it looks through this one.
 //!
-//! Whatever is not there reads as all ones, and writing it does nothing. The byte at 0xcf9, between the bytes of the address,
-//! is the [reset register](super::reset), as in every chipset since the PIIX3.
+//! Whatever is not there reads as all ones, and writing it does nothing. The byte at 0xcf9, between the bytes of the
+//! address, is the [reset register](super::reset), as in every chipset since the PIIX3.
 
 mod host_bridge;
 

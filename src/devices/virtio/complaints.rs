@@ -1,4 +1,5 @@
-//! What is said of a driver that breaks the rules: enough to find it, and not as much as a guest would like to fill a log with.
+//! What is said of a driver that breaks the rules: enough to find it, and not as much as a guest would like to fill a
+//! log with.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

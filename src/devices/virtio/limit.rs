@@ -1,8 +1,8 @@
 //! Limits of what a device does in a time, whatever its driver asks for: so many bytes and so many operations a second,
 //! and more at once after a rest.
 //!
-//! Each limit is a bucket that fills at its rate up to its burst. A request may go when one unit is there, and takes all
-//! it needs, on credit if it must: so a large request goes at last however small the burst, and queues that share a
+//! Each limit is a bucket that fills at its rate up to its burst. A request may go when one unit is there, and takes
+//! all it needs, on credit if it must: so a large request goes at last however small the burst, and queues that share a
 //! bucket wait for the same moment however large their requests. The buckets know no clock but the moments they are
 //! told. Relied on by the block device.
 

@@ -5,8 +5,8 @@
 //! knows nothing of virtio (`storage/`). Between transport and device stand [`Queue`], which checks what the driver
 //! put into it, and the threads that serve it.
 //!
-//! Everything in guest memory is hostile. What no correct driver does is [`Misuse`]: the device stops, asks to be reset,
-//! and all others go on.
+//! Everything in guest memory is hostile. What no correct driver does is [`Misuse`]: the device stops, asks to be
+//! reset, and all others go on.
 
 pub mod balloon;
 pub mod blk;
@@ -102,8 +102,8 @@ pub trait Device: Send + Sync + 'static {
     /// What a snapshot keeps of it. It rests.
     fn save_state(&self) -> Envelope;
 
-    /// Puts back the bytes of an envelope that [`save_state`](Self::save_state) gave, into a device of the same kind that
-    /// has not been used. Its transport comes after it.
+    /// Puts back the bytes of an envelope that [`save_state`](Self::save_state) gave, into a device of the same kind
+    /// that has not been used. Its transport comes after it.
     fn restore_state(&self, bytes: &[u8]) -> Result<(), devices::Error>;
 
     /// The driver has reset it: what was agreed on and what the driver said is forgotten. None of its threads runs.

@@ -38,8 +38,8 @@ const MSRS_IN_SPECIAL_REGISTERS: [u32; 4] = [0xc000_0080, 0xc000_0100, 0xc000_01
 
 /// The local APIC's timer that waits for a value of the time stamp counter; 0 if it does not.
 const TSC_DEADLINE: u32 = 0x6e0;
-/// In EDX of CPUID leaf 0x80000007: the time stamp counter always counts at the same rate, so that kernels measure time by
-/// it alone.
+/// In EDX of CPUID leaf 0x80000007: the time stamp counter always counts at the same rate, so that kernels measure time
+/// by it alone.
 const LEAF_POWER_EDX_STEADY_TSC: u32 = 1 << 8;
 
 /// One KVM vCPU.
@@ -56,8 +56,8 @@ pub struct KvmVcpu {
 }
 
 /// A software exception that was raised, and the registers at that moment. KVM does not tell of such exceptions while
-/// they wait: it expects that the instruction is executed again, which is over here. Without exits in between, it waits as
-/// long as no register has changed.
+/// they wait: it expects that the instruction is executed again, which is over here. Without exits in between, it waits
+/// as long as no register has changed.
 #[derive(Debug, Clone, Copy)]
 struct Raised {
     vector: u8,
@@ -229,9 +229,9 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// Sets the time stamp counter, before anything that depends on it; by how much it is ahead of what it should be. KVM
-    /// gives processors that are set to about the same, within a second, exactly the same. There are KVMs that take any
-    /// value, and show guests the host's counter nevertheless (measured on one without hardware virtualization).
+    /// Sets the time stamp counter, before anything that depends on it; by how much it is ahead of what it should be.
+    /// KVM gives processors that are set to about the same, within a second, exactly the same. There are KVMs that take
+    /// any value, and show guests the host's counter nevertheless (measured on one without hardware virtualization).
     fn restore_time_stamp_counter(&self, saved: &[Msr]) -> Result<u64> {
         const MOST_MILLISECONDS: u64 = 1000;
         let Some(wanted) = saved.iter().find(|msr| msr.index == TIME_STAMP_COUNTER) else { return Ok(0) };
@@ -509,8 +509,8 @@ impl Vcpu for KvmVcpu {
 
     fn save(&self, msrs: &[u32]) -> Result<SavedVcpu> {
         self.settle()?;
-        // First of all: KVM then accepts an INIT or SIPI that waits, which changes everything else. Events that were read
-        // before would tell of an INIT that is not waiting any more.
+        // First of all: KVM then accepts an INIT or SIPI that waits, which changes everything else. Events that were
+        // read before would tell of an INIT that is not waiting any more.
         let mp_state = self.fd.get_mp_state().map_err(|error| call("read the processor's mode", error))?;
         let xsave = self.fd.get_xsave().map_err(|error| call("read the vector registers", error))?;
         let xcrs = self.fd.get_xcrs().map_err(|error| call("read the extended control registers", error))?;

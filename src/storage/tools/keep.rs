@@ -12,8 +12,8 @@ use super::{convert, create};
 use crate::storage::qcow2::Backing;
 use crate::storage::{Disk, DiskOptions, Error, Format, Locking, RawFile, Storage};
 
-/// Copies what a guest sees on `disk` to a new raw image, which is for its owner only. What is zero takes no space, and a
-/// disk that is one raw file shares its bytes with the copy, where the file system can do that. Nothing is waited for
+/// Copies what a guest sees on `disk` to a new raw image, which is for its owner only. What is zero takes no space, and
+/// a disk that is one raw file shares its bytes with the copy, where the file system can do that. Nothing is waited for
 /// until it is on the host's disk.
 pub fn copy_raw(disk: &Disk, path: &Path) -> Result<(), Error> {
     let failed = || Error::io("create", path);
@@ -36,8 +36,8 @@ fn share(from: &File, to: &File) -> bool {
     unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) == 0 }
 }
 
-/// Gives a file one more name, which need not have had any; where that cannot be, because `to` is on another file system,
-/// say, it is copied.
+/// Gives a file one more name, which need not have had any; where that cannot be, because `to` is on another file
+/// system, say, it is copied.
 pub fn link_or_copy(file: &File, to: &Path) -> Result<(), Error> {
     match new_file::link(file, to) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -50,8 +50,8 @@ pub fn link_or_copy(file: &File, to: &Path) -> Result<(), Error> {
 }
 
 /// Makes an overlay of a disk that is open, whose image is at `base`, and opens it in the place of that disk. What lies
-/// behind it is not locked before [`Disk::lock_behind`]: the disk may have been opened for writing. With `durably` the overlay
-/// and its name survive the host's loss of power.
+/// behind it is not locked before [`Disk::lock_behind`]: the disk may have been opened for writing. With `durably` the
+/// overlay and its name survive the host's loss of power.
 ///
 /// All that the disk had in memory has to have been flushed. If this fails, there is no overlay.
 pub fn overlay_in_use(

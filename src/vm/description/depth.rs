@@ -1,7 +1,7 @@
 //! How deep a description may be, looked at before a tree is made of it.
 //!
-//! `toml` makes a tree of any text, and lets go of it level by level on the stack. It bounds how deep brackets go and how many
-//! parts a key has, to 80 each; but the product of the two is more than a thread's stack holds.
+//! `toml` makes a tree of any text, and lets go of it level by level on the stack. It bounds how deep brackets go and
+//! how many parts a key has, to 80 each; but the product of the two is more than a thread's stack holds.
 
 use toml_parser::Source;
 use toml_parser::lexer::TokenKind;

@@ -1,8 +1,8 @@
 //! Machines described in text: `vm.toml`, the same description that the flags of `lodger run` make.
 //!
-//! [`Description::from_toml`] reads what somebody wrote, says of what it does not understand where it stands and what was
-//! perhaps meant, and [`Description::to_toml`] writes what is read as the same again. The command line and snapshots rely on
-//! this.
+//! [`Description::from_toml`] reads what somebody wrote, says of what it does not understand where it stands and what
+//! was perhaps meant, and [`Description::to_toml`] writes what is read as the same again. The command line and
+//! snapshots rely on this.
 //!
 //! ```toml
 //! name = "web"

@@ -214,7 +214,8 @@ fn list(values: Vec<String>) -> String {
     format!("[{}]", values.join(", "))
 }
 
-/// A basic string of TOML. What would move a terminal's cursor is written as a number, and so is what the language forbids.
+/// A basic string of TOML. What would move a terminal's cursor is written as a number, and so is what the language
+/// forbids.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for letter in text.chars() {

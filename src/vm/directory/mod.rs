@@ -1,13 +1,14 @@
 //! The directory of a running machine: what belongs to it as long as it runs, under its name.
 //!
 //! It is `$XDG_RUNTIME_DIR/lodger/NAME`, or `/tmp/lodger-UID/NAME` where there is no such variable. There is no daemon
-//! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is holds a
-//! lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead machine's; the
-//! next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing in files and was
-//! given no name may have one later than all others, when its guest runs already: it costs 50 µs in memory, and
-//! milliseconds on some disks.
+//! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is
+//! holds a lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead
+//! machine's; the next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing
+//! in files and was given no name may have one later than all others, when its guest runs already: it costs 50 µs in
+//! memory, and milliseconds on some disks.
 //!
-//! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living one:
+//! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living
+//! one:
 //! - whoever has locked `pid` looks whether that is still the file of this name; if not, it begins anew;
 //! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
 //! - who makes or removes one has locked a byte more than who owns one, so that others can tell and try again.
@@ -142,8 +143,8 @@ impl Files {
 
     /// Where a file of this name can be made that may grow as large as a disk.
     ///
-    /// The directory is in memory as a rule, and so small that one guest could fill it for all programs of its user. Then
-    /// it only has a link, to a directory of the same kind that is on a disk.
+    /// The directory is in memory as a rule, and so small that one guest could fill it for all programs of its user.
+    /// Then it only has a link, to a directory of the same kind that is on a disk.
     pub fn large(&self, file: &str) -> Result<PathBuf, Error> {
         let directory = self.directory()?;
         let here = directory.path().join(file);
@@ -283,8 +284,8 @@ fn refuse_foreign(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether there is something in the directory that no machine has left: as long as one has files, it has `pid`. Others may
-/// come and go meanwhile.
+/// Whether there is something in the directory that no machine has left: as long as one has files, it has `pid`. Others
+/// may come and go meanwhile.
 fn is_foreign(path: &Path) -> io::Result<bool> {
     let has_pid = || fs::symlink_metadata(path.join(PID)).is_ok();
     if has_pid() {

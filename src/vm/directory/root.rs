@@ -1,9 +1,9 @@
 //! Where a user's running machines have their directories.
 //!
-//! In `/tmp` anybody could have made such a directory before, to look into it or to lead us elsewhere. So what is there is
-//! looked at before it is used: it has to be a directory, ours, and nobody else's to enter. Who cannot write to what is
-//! around it cannot exchange it afterwards, and in a sticky directory only its owner can, and the owner of what is around
-//! it, which has to be ours or root's.
+//! In `/tmp` anybody could have made such a directory before, to look into it or to lead us elsewhere. So what is there
+//! is looked at before it is used: it has to be a directory, ours, and nobody else's to enter. Who cannot write to what
+//! is around it cannot exchange it afterwards, and in a sticky directory only its owner can, and the owner of what is
+//! around it, which has to be ours or root's.
 
 use std::fs::{self, DirBuilder};
 use std::io;

@@ -110,8 +110,8 @@ pub(in crate::vm) fn open(spec: &DiskSpec, number: usize, files: &Files) -> Resu
     }
 }
 
-/// What the images are called that are a machine's own, in its directory as well as in that of a snapshot: they name each
-/// other without a directory, and so find each other in both.
+/// What the images are called that are a machine's own, in its directory as well as in that of a snapshot: they name
+/// each other without a directory, and so find each other in both.
 pub(super) fn own_name(number: usize, index: usize, format: Format) -> String {
     match index {
         0 => format!("disk{number}.{format}"),

@@ -1,11 +1,12 @@
 //! Keeping the disks of a machine that rests.
 //!
-//! First everything is prepared that can fail: copies, links, fresh overlays. Only then the devices exchange what they store
-//! in, one after the other. What was prepared in vain is removed; what is in the snapshot's directory goes with the draft.
+//! First everything is prepared that can fail: copies, links, fresh overlays. Only then the devices exchange what they
+//! store in, one after the other. What was prepared in vain is removed; what is in the snapshot's directory goes with
+//! the draft.
 //!
-//! An image of the user's is frozen where it is, and the overlay lies beside it, as it has to outlive the machine. The machine's
-//! own images go away with it: they get a second name in the snapshot's directory. All of a chain's do, so that no
-//! snapshot needs another one.
+//! An image of the user's is frozen where it is, and the overlay lies beside it, as it has to outlive the machine. The
+//! machine's own images go away with it: they get a second name in the snapshot's directory. All of a chain's do, so
+//! that no snapshot needs another one.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -30,9 +31,9 @@ const AFTER: &str = ".after-";
 const MOST_NAMES: u32 = 1000;
 
 impl<V: Vm> Machine<V> {
-    /// Keeps the disks in the snapshot that is being written in `draft_dir`, all in the same way or, if none is said, each
-    /// in [that which fits it](DiskMode::default_for). What is only read is always kept by reference. The machine has to be
-    /// paused; `stops` says that it will not go on.
+    /// Keeps the disks in the snapshot that is being written in `draft_dir`, all in the same way or, if none is said,
+    /// each in [that which fits it](DiskMode::default_for). What is only read is always kept by reference. The machine
+    /// has to be paused; `stops` says that it will not go on.
     ///
     /// Disks that are kept by overlay are in that from now on, whatever becomes of the snapshot.
     pub fn capture_disks(
@@ -336,8 +337,8 @@ impl Attached {
     }
 }
 
-/// What an overlay of the image at `base` is called. That of an overlay which got such a name itself is not longer than that,
-/// and none is too long for a file system.
+/// What an overlay of the image at `base` is called. That of an overlay which got such a name itself is not longer than
+/// that, and none is too long for a file system.
 fn name_beside(base: &Path, label: &str, attempt: u32) -> String {
     const LONGEST: usize = 100;
     let name = base.file_name().unwrap_or_default().to_string_lossy();

@@ -2,16 +2,16 @@
 //!
 //! A disk is kept in one of three [ways](DiskMode). Whichever it is, one rule holds: a restored machine never writes to
 //! anything that the snapshot needs. It gets fresh overlays, which go away with it unless it is asked for others, also
-//! on disks that were kept by reference: a second restore would find those changed otherwise. Who has stopped a machine to
-//! go on once, and no more than once, asks for its disks to be [written to](Reopening::write_references) again; then the
-//! snapshot is used up, and the next restore says so.
+//! on disks that were kept by reference: a second restore would find those changed otherwise. Who has stopped a machine
+//! to go on once, and no more than once, asks for its disks to be [written to](Reopening::write_references) again; then
+//! the snapshot is used up, and the next restore says so.
 //!
 //! Files that are not in the snapshot's directory are known by their length and by when they were written to last. A
-//! difference is refused by name before anything runs. That it is another file with the same (another inode or file system,
-//! as after a move) is only warned about. Where the user says that an image is now elsewhere, another time is only warned
-//! about too, as copying sets it; another length is refused even then. Files in the snapshot's directory are known
-//! by their length alone: their times are those of the last copy of the directory. Contents are not compared: a start
-//! would have to read them all.
+//! difference is refused by name before anything runs. That it is another file with the same (another inode or file
+//! system, as after a move) is only warned about. Where the user says that an image is now elsewhere, another time is
+//! only warned about too, as copying sets it; another length is refused even then. Files in the snapshot's directory
+//! are known by their length alone: their times are those of the last copy of the directory. Contents are not compared:
+//! a start would have to read them all.
 //!
 //! Relies on `storage` and on the block device, which exchanges what it stores in while it rests.
 
@@ -45,8 +45,8 @@ pub enum DiskMode {
 }
 
 impl DiskMode {
-    /// How a disk is kept if nobody says how; `stops` if the machine ends with the snapshot. What is only read is named,
-    /// as are a user's own files if nobody is going to write to them; all else is copied.
+    /// How a disk is kept if nobody says how; `stops` if the machine ends with the snapshot. What is only read is
+    /// named, as are a user's own files if nobody is going to write to them; all else is copied.
     pub fn default_for(disk: &DiskSpec, stops: bool) -> Self {
         match &disk.source {
             DiskSource::Ephemeral { .. } => Self::Copy,

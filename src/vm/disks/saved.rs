@@ -76,8 +76,8 @@ pub struct DiskLook {
 pub struct Reopening {
     /// Where images are that are not where they were.
     pub replaced: Vec<(usize, PathBuf)>,
-    /// The overlays that hold what the guest writes to a disk, in place of one that goes away with the machine. They are made
-    /// if they are not there.
+    /// The overlays that hold what the guest writes to a disk, in place of one that goes away with the machine. They
+    /// are made if they are not there.
     pub overlays: Vec<(usize, PathBuf)>,
     /// Whether disks that were kept by reference are written to again. This uses the snapshot up.
     pub write_references: bool,
@@ -111,8 +111,8 @@ impl SavedDisks {
     }
 
     /// The disks that a machine is to have which goes on from the snapshot in `snapshot_dir`, and which is `described`
-    /// with these. All images are looked at: one that is missing, in use by somebody who writes, or not what it was is an
-    /// error that names it.
+    /// with these. All images are looked at: one that is missing, in use by somebody who writes, or not what it was is
+    /// an error that names it.
     pub fn specs(
         &self,
         snapshot_dir: &Path,

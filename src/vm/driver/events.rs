@@ -1,7 +1,7 @@
 //! What happened to a machine, told to everybody who wants to know.
 //!
-//! Each subscriber has a queue of its own, of bounded length. Who does not take what is in it loses what comes next, and
-//! is told how much that was: nobody who tells ever waits for somebody who listens.
+//! Each subscriber has a queue of its own, of bounded length. Who does not take what is in it loses what comes next,
+//! and is told how much that was: nobody who tells ever waits for somebody who listens.
 
 use std::collections::VecDeque;
 use std::io;

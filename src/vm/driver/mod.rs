@@ -1,14 +1,14 @@
 //! The one who changes a machine's state: whether it runs, stands still or ends.
 //!
-//! Everybody who wants something of a machine (the terminal, signals, the control socket, the owner of the library's value)
-//! asks through a [`Handle`], and the guest's own end comes the same way. One thread takes the requests one after the other,
-//! so that two never meet half way; [`answer`] says which are legal in which state, and nothing else does. Each transition is
-//! an [`Event`].
+//! Everybody who wants something of a machine (the terminal, signals, the control socket, the owner of the library's
+//! value) asks through a [`Handle`], and the guest's own end comes the same way. One thread takes the requests one
+//! after the other, so that two never meet half way; [`answer`] says which are legal in which state, and nothing else
+//! does. Each transition is an [`Event`].
 //!
-//! To pause is to bring the processors to rest between two instructions first, and to have the devices finish then what they
-//! have begun; to resume goes the other way round. To stop is to ask the guest, by its power button, and to kill it when its
-//! time is over. What needs a machine at rest is done by [`Handle::at_rest`]; [`Handle::snapshot`] does it for a moment only,
-//! and all that takes long on the thread of whoever asks, so that nobody else waits for it.
+//! To pause is to bring the processors to rest between two instructions first, and to have the devices finish then what
+//! they have begun; to resume goes the other way round. To stop is to ask the guest, by its power button, and to kill
+//! it when its time is over. What needs a machine at rest is done by [`Handle::at_rest`]; [`Handle::snapshot`] does it
+//! for a moment only, and all that takes long on the thread of whoever asks, so that nobody else waits for it.
 
 mod events;
 mod origin;
@@ -413,8 +413,8 @@ impl<V: Vm> Handle<V> {
         self.send(Message::Request { request, origin, reply: None });
     }
 
-    /// Does `work` while the machine stands still, on the driver's thread, and gives what came of it. A machine that runs is
-    /// held for so long, and all other requests wait.
+    /// Does `work` while the machine stands still, on the driver's thread, and gives what came of it. A machine that
+    /// runs is held for so long, and all other requests wait.
     pub fn at_rest<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Machine<V>) -> T + Send + 'static,

@@ -1,8 +1,9 @@
 //! A snapshot of a machine that others go on to use.
 //!
-//! It is taken on the thread of whoever wants it. The driver is asked twice at most, for as long as it takes to read what is
-//! left when the memory has been copied, and to end the machine where that was wanted: before, in between, and while the disk
-//! is waited for, it carries out what others ask for. Two at once would be in each other's way, so that the second is refused.
+//! It is taken on the thread of whoever wants it. The driver is asked twice at most, for as long as it takes to read
+//! what is left when the memory has been copied, and to end the machine where that was wanted: before, in between, and
+//! while the disk is waited for, it carries out what others ask for. Two at once would be in each other's way, so that
+//! the second is refused.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -23,8 +24,8 @@ use crate::vm::{Capture, DiskMode, Drafted, Error, Progress, SavedDescription};
 pub struct Order {
     /// Where it is to be.
     pub place: PathBuf,
-    /// On which other one it builds, if it is to hold only what changed since then: the last that was taken of the machine,
-    /// or that with which it began.
+    /// On which other one it builds, if it is to hold only what changed since then: the last that was taken of the
+    /// machine, or that with which it began.
     pub base: Option<PathBuf>,
     /// What becomes of its disks; each has what fits it if nothing is said.
     pub disks: Option<DiskMode>,
@@ -123,8 +124,8 @@ impl<V: Vm> Handle<V> {
         self.shared.last_snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a snapshot of the machine, which does afterwards what it did before, unless it is to end there. `tell` hears
-    /// how far it is. If it fails, an older snapshot in that place is still there, and the machine goes on.
+    /// Takes a snapshot of the machine, which does afterwards what it did before, unless it is to end there. `tell`
+    /// hears how far it is. If it fails, an older snapshot in that place is still there, and the machine goes on.
     pub fn snapshot<H: Hypervisor<Vm = V> + Send + Sync + 'static>(
         &self,
         hypervisor: &Arc<H>,

@@ -1,4 +1,5 @@
-//! Which request is legal in which state, and what comes of it. Knows nothing of machines: it is all there is to decide.
+//! Which request is legal in which state, and what comes of it. Knows nothing of machines: it is all there is to
+//! decide.
 
 use std::fmt;
 

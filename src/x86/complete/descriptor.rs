@@ -1,5 +1,5 @@
-//! Instructions that look into the descriptor tables: `lsl`, by which Linux finds the number of its processor when it is
-//! interrupted where it cannot trust the base of GS, as by an NMI.
+//! Instructions that look into the descriptor tables: `lsl`, by which Linux finds the number of its processor when it
+//! is interrupted where it cannot trust the base of GS, as by an NMI.
 //!
 //! Intel SDM volume 2, "LSL"; volume 3, "Segment Descriptors" and "System Descriptor Types".
 
@@ -112,8 +112,8 @@ mod tests {
     const LSL_16: [u8; 4] = [0x66, 0x0f, 0x03, 0xc0]; // lsl ax, ax
     const LSL_FROM_MEMORY: [u8; 3] = [0x0f, 0x03, 0x03]; // lsl eax, word ptr [rbx]
 
-    /// One that is never found; data of everybody's with limit 0x1005, as Linux keeps a processor's number; data of ring 0's with all limits;
-    /// conforming code of ring 0's; a gate; a task state of 16 bits; one of 64.
+    /// One that is never found; data of everybody's with limit 0x1005, as Linux keeps a processor's number; data of
+    /// ring 0's with all limits; conforming code of ring 0's; a gate; a task state of 16 bits; one of 64.
     const TABLE: [u64; 7] = [
         0x00cf_f300_0000_ffff,
         0x0040_f500_0000_1005,

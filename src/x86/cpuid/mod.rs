@@ -49,9 +49,9 @@ pub struct Quirks {
     pub hypercalls_hang: bool,
     /// `cmpxchg16b` is completed outside KVM, some 25 µs each time; kernels that do not see it do without.
     pub no_cmpxchg16b: bool,
-    /// The guest sees the host's time stamp counter, whatever it is set to. A kernel that measures time by it alone would be
-    /// wrong after a restore, by days if the host was started anew: it is not told that it can. The hypervisor's
-    /// clock is right.
+    /// The guest sees the host's time stamp counter, whatever it is set to. A kernel that measures time by it alone
+    /// would be wrong after a restore, by days if the host was started anew: it is not told that it can. The
+    /// hypervisor's clock is right.
     pub counter_is_hosts: bool,
 }
 

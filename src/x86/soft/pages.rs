@@ -5,10 +5,10 @@
 //! changes with a flag. The holder empties it when the guest changes its page tables as the architecture
 //! demands (`mov cr`, `invlpg`…).
 //!
-//! Once programs have run, stores over what may be an entry of a page table are the hypervisor's, if asked for: it keeps
-//! tables of its own, made from entries that are present and the user's, and follows them as it executes such stores.
-//! Which pages are page tables is not known here, but every entry tells by its value, and in a table all of them do;
-//! few other pages look like one.
+//! Once programs have run, stores over what may be an entry of a page table are the hypervisor's, if asked for: it
+//! keeps tables of its own, made from entries that are present and the user's, and follows them as it executes such
+//! stores. Which pages are page tables is not known here, but every entry tells by its value, and in a table all of
+//! them do; few other pages look like one.
 //!
 //! Guest memory is accessed by plain volatile loads and stores of the operand's size, as other processors of the
 //! guest may use it at the same time.

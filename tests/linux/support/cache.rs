@@ -1,9 +1,10 @@
 //! The cache of fixtures: snapshots that this very program made, in a directory beside that of the kernels.
 //!
-//! Its name says what a fixture was made from: this executable, which holds the whole of lodger, so that no other build's
-//! snapshot is ever restored; the kernel, the initramfs and the machine's description; and the host since its last start,
-//! whose processors the guest has seen. Tests in parallel, of several runs too, share it. Each fixture has a file that is
-//! locked: by one that makes it, or by all that open it. The snapshot is put in its place when it is whole.
+//! Its name says what a fixture was made from: this executable, which holds the whole of lodger, so that no other
+//! build's snapshot is ever restored; the kernel, the initramfs and the machine's description; and the host since its
+//! last start, whose processors the guest has seen. Tests in parallel, of several runs too, share it. Each fixture has
+//! a file that is locked: by one that makes it, or by all that open it. The snapshot is put in its place when it is
+//! whole.
 //!
 //! What was not used for long is removed whenever a new one has been made.
 

@@ -25,8 +25,8 @@ pub fn make(image: &str, size: u64, contents: Option<&str>) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Does what every start of a system does with a file system that was in use: recovers its journal. Damage that it could
-/// not put right by itself fails.
+/// Does what every start of a system does with a file system that was in use: recovers its journal. Damage that it
+/// could not put right by itself fails.
 #[track_caller]
 pub fn recover(image: &str) {
     let output = run("e2fsck", &["-p", image]);

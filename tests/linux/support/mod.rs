@@ -156,8 +156,8 @@ impl Linux {
         self.start_line(&line, Stdio::null())
     }
 
-    /// Boots it into the test guest's own first process, which runs `script`. If that succeeds, the guest resets itself:
-    /// without ACPI a guest that powers off only halts, and then another second goes by before anybody knows.
+    /// Boots it into the test guest's own first process, which runs `script`. If that succeeds, the guest resets
+    /// itself: without ACPI a guest that powers off only halts, and then another second goes by before anybody knows.
     #[track_caller]
     pub fn run_script(self, script: &str) -> Finished {
         // Until the first process has heard of the wish the script has to last.

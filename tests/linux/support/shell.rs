@@ -186,8 +186,8 @@ fn restored(config: &Config, snapshot: &Snapshot, output: &Arc<Collected>) -> Ma
 pub fn complaints(log: &str) -> String {
     const BAD: [&str; 9] =
         ["BUG", "WARNING", "Oops", "Call Trace", "stuck", "stall", "unstable", "nobody cared", "rror"];
-    // At the start, with several processors of AMD's: where the counter that guests see is the host's, they are not told
-    // that it is steady, and go by another clock.
+    // At the start, with several processors of AMD's: where the counter that guests see is the host's, they are not
+    // told that it is steady, and go by another clock.
     const EXPECTED: &str = "TSCs unsynchronized";
     let bad = |line: &&str| BAD.iter().any(|bad| line.contains(bad)) && !line.contains(EXPECTED);
     log.lines().filter(bad).collect()

@@ -4,11 +4,11 @@
 //! it goes: the host's end of a [`Port`] takes output and offers input when it likes. So no end that does not read
 //! holds up another port, a pause or a stop; its port's buffers stay with the driver until there is room.
 //!
-//! A console by itself is of the simple kind, without messages about ports: Linux sets it up while it looks for devices,
-//! whereas messages are read at leisure, and a kernel that boots quickly has come to its first process by then, which
-//! gets no terminal. Of the simple kind, Linux throws away input that comes before it has set up all, and does not ask
-//! for the terminal's size. Therefore a driver that knows sizes is told at its start that the size has changed, which
-//! Linux hears when it has set up all; input waits until it has read the size.
+//! A console by itself is of the simple kind, without messages about ports: Linux sets it up while it looks for
+//! devices, whereas messages are read at leisure, and a kernel that boots quickly has come to its first process by
+//! then, which gets no terminal. Of the simple kind, Linux throws away input that comes before it has set up all, and
+//! does not ask for the terminal's size. Therefore a driver that knows sizes is told at its start that the size has
+//! changed, which Linux hears when it has set up all; input waits until it has read the size.
 
 mod control;
 mod port;

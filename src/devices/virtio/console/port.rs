@@ -1,8 +1,8 @@
 //! One port: what is on its way through it, and who is there on either side.
 //!
 //! The host's end comes and goes in sessions. What a peer sent before it left still reaches the guest, and what the
-//! driver had for that peer in its queue is thrown away; then the guest hears that the port is closed, and only then the
-//! next peer may come: no session sees bytes of another, but for what a guest sends before it has looked.
+//! driver had for that peer in its queue is thrown away; then the guest hears that the port is closed, and only then
+//! the next peer may come: no session sees bytes of another, but for what a guest sends before it has looked.
 
 use std::collections::VecDeque;
 use std::io;

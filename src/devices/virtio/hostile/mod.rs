@@ -1,10 +1,10 @@
 //! Hostile drivers: what every device is put through, by generation.
 //!
-//! [`queues`] puts chains into a device's queues that are noise, requests, or nearly requests, and has them served in the
-//! test's own thread. [`transport`] uses the registers in every order and width while the device's threads run, moves
-//! the device to another process's place and back, and looks whether it and its neighbour still work. A device takes
-//! part by being a [`Target`]; both need no more than a test of one line. `LODGER_HOSTILE_CASES` says how many cases
-//! there are.
+//! [`queues`] puts chains into a device's queues that are noise, requests, or nearly requests, and has them served in
+//! the test's own thread. [`transport`] uses the registers in every order and width while the device's threads run,
+//! moves the device to another process's place and back, and looks whether it and its neighbour still work. A device
+//! takes part by being a [`Target`]; both need no more than a test of one line. `LODGER_HOSTILE_CASES` says how many
+//! cases there are.
 
 mod alone;
 mod balloon;

@@ -1,4 +1,5 @@
-//! Generated chains for a device's queues, which are served in the test's own thread: thousands in the time of a wake-up.
+//! Generated chains for a device's queues, which are served in the test's own thread: thousands in the time of a
+//! wake-up.
 
 use std::sync::Arc;
 use std::thread;

@@ -141,8 +141,8 @@ impl Transitions {
         };
     }
 
-    /// The same where the guest's kernel is run by others, so that the processor has to stop at each arrival in it: also
-    /// at the handlers of the interrupts that came last.
+    /// The same where the guest's kernel is run by others, so that the processor has to stop at each arrival in it:
+    /// also at the handlers of the interrupts that came last.
     pub fn watch_for_kernel(&mut self, vcpu: &dyn Vcpu, memory: &GuestMemory) -> hv::Result<()> {
         let special = vcpu.special_registers()?;
         self.find_entries(&special, memory);
