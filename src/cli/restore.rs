@@ -226,7 +226,7 @@ fn no_disk(number: usize, config: &Config) -> String {
 }
 
 /// What Linux calls a disk. There are fewer than letters.
-fn disk_name(number: usize) -> String {
+pub fn disk_name(number: usize) -> String {
     format!("vd{}", char::from(b'a' + (number % 26) as u8))
 }
 

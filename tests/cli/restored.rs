@@ -280,6 +280,24 @@ fn devices_and_ports_go_on_and_lead_where_they_are_told() {
 }
 
 #[test]
+fn a_disk_that_goes_on_in_an_overlay_is_told_of() {
+    let session = Session::new();
+    let (disk, place) = (session.at("disk.img"), session.at("one.snapshot"));
+    fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let mut command = session.command(&["run", "--detach", "--name=one", "--disk", &disk]);
+    Running::start(command.args(guest("count"))).finish().with(0).silent();
+    let said = session.run(&["snapshot", "one", &place, "--disks=overlay"]).with(0).silent().stdout;
+    let overlay = session.at("disk.img.after-one.snapshot.qcow2");
+    assert!(said.ends_with(&format!("\nvda goes on in {overlay}\n")), "{said}");
+    assert!(fs::metadata(&overlay).is_ok());
+    let info = session.run(&["snapshot", "info", &place]).with(0).silent().stdout;
+    assert!(info.contains(&format!("vda, 1 MiB, by overlay: {disk}")), "{info}");
+    let taken = session.json(&["snapshot", "one", &session.at("copied")]);
+    assert_eq!(taken["disks"][0]["mode"], "copy");
+    assert!(taken["size"].as_u64().unwrap() > 1 << 20, "{taken}");
+}
+
+#[test]
 fn what_cannot_be_taken_is_refused_and_the_guest_goes_on() {
     let session = Session::new();
     let place = session.at("none");

@@ -1,21 +1,25 @@
 //! `lodger snapshot info`: what the header of a snapshot says.
 
 use std::fmt::Write;
+use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
 use lodger::snapshot::{Info, PAGE, Snapshot};
+use lodger::vm::{DiskLook, SavedDisks};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
 use crate::cli::disk::output::{self, size};
+use crate::cli::restore;
 
 const HELP: &str = "\
 Only the header is read, and of a diff what it builds on: the memory is not looked at.
 
 JSON: {\"path\", \"format\", \"id\", \"created\" (seconds since 1970), \"program\", \"state-size\", \"memory-size\",
 \"base\": null or {\"path\", \"id\", \"changed-size\": of the memory that changed since, \"problem\": why it cannot be used, or
-null}, \"sections\": [{\"name\", \"kind\", \"version\", \"size\"}]}; sizes in bytes.
+null}, \"disks\": null, if it does not say, or [{\"mode\", \"size\", \"read-only\", \"images\", \"went-on-in\"}], \"sections\":
+[{\"name\", \"kind\", \"version\", \"size\"}]}; sizes in bytes.
 
 Examples:
   lodger snapshot info shell.snapshot
@@ -39,8 +43,10 @@ pub fn info(arguments: &InfoArgs) -> Result<u8, AnyError> {
     let snapshot = super::open(&arguments.directory, arguments.base.as_deref())?;
     let base = Base::of(&snapshot)?;
     let path = snapshot.directory().display().to_string();
-    let value = in_json(&path, snapshot.info(), base.as_ref());
-    output::print(arguments.json, &value, |_| in_words(&path, snapshot.info(), base.as_ref()))?;
+    let disks = SavedDisks::of(&snapshot)?.map(|disks| disks.look());
+    let value = in_json(&path, snapshot.info(), base.as_ref(), disks.as_deref());
+    let disks = disks.unwrap_or_default();
+    output::print(arguments.json, &value, |_| in_words(&path, snapshot.info(), base.as_ref(), &disks))?;
     Ok(0)
 }
 
@@ -56,7 +62,7 @@ impl Base {
     fn of(snapshot: &Snapshot) -> Result<Option<Self>, AnyError> {
         let (Some(changes), Some(path)) = (snapshot.changes()?, snapshot.base()?) else { return Ok(None) };
         Ok(Some(Self {
-            path: path.display().to_string(),
+            path: fs::canonicalize(&path).unwrap_or(path).display().to_string(),
             id: changes.base_id(),
             changed: changes.pages() * PAGE,
             problem: snapshot.layers().err().map(|error| error.to_string()),
@@ -64,7 +70,7 @@ impl Base {
     }
 }
 
-fn in_json(path: &str, info: &Info, base: Option<&Base>) -> Value {
+fn in_json(path: &str, info: &Info, base: Option<&Base>, disks: Option<&[DiskLook]>) -> Value {
     let section = |entry: &lodger::snapshot::Entry| json!({"name": entry.name, "kind": entry.kind, "version": entry.version, "size": entry.size});
     json!({
         "path": path,
@@ -77,11 +83,12 @@ fn in_json(path: &str, info: &Info, base: Option<&Base>) -> Value {
         "base": base.map(|Base { path, id: base_id, changed, problem }| {
             json!({"path": path, "id": id(base_id), "changed-size": changed, "problem": problem})
         }),
+        "disks": disks,
         "sections": info.sections.iter().map(section).collect::<Vec<_>>(),
     })
 }
 
-fn in_words(path: &str, info: &Info, base: Option<&Base>) -> String {
+fn in_words(path: &str, info: &Info, base: Option<&Base>, disks: &[DiskLook]) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         // Writing to a string does not fail.
@@ -99,6 +106,11 @@ fn in_words(path: &str, info: &Info, base: Option<&Base>) -> String {
         if let Some(problem) = problem {
             row("problem", problem.clone());
         }
+    }
+    for (number, DiskLook { mode, size: bytes, images, .. }) in disks.iter().enumerate() {
+        let images: Vec<_> = images.iter().map(|image| image.display().to_string()).collect();
+        let images = images.join(", on ");
+        row("disk", format!("{}, {}, by {mode}: {images}", restore::disk_name(number), size(*bytes)));
     }
     for entry in &info.sections {
         let value = format!("{:<20} {:<10} version {}", entry.name, size(entry.size), entry.version);
@@ -128,6 +140,8 @@ fn moment(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lodger::vm::DiskMode;
+
     use super::*;
 
     #[test]
@@ -147,16 +161,25 @@ mod tests {
             changed: 8192,
             problem: Some("it is gone".to_owned()),
         };
-        let words = in_words("diff", &info, Some(&base));
+        let disk = DiskLook {
+            mode: DiskMode::Overlay,
+            size: 64 << 20,
+            read_only: false,
+            images: vec!["/a/top.qcow2".into(), "/a/base.raw".into()],
+            went_on_in: Some("/a/next.qcow2".into()),
+        };
+        let words = in_words("diff", &info, Some(&base), std::slice::from_ref(&disk));
         let since = format!("since         diff/../full (id {})", "ab".repeat(16));
         for line in ["changed       8 KiB", &since, "problem       it is gone"] {
             assert!(words.lines().any(|found| found == line), "{words}");
         }
-        let json = in_json("diff", &info, Some(&base));
+        let json = in_json("diff", &info, Some(&base), Some(&[disk]));
         assert_eq!(json["base"]["changed-size"], 8192);
         assert_eq!(json["base"]["problem"], "it is gone");
-        assert!(in_json("full", &info, None)["base"].is_null());
-        assert!(!in_words("full", &info, None).contains("since"));
+        assert!(words.contains("vda, 64 MiB, by overlay: /a/top.qcow2, on /a/base.raw"), "{words}");
+        assert_eq!(json["disks"][0]["went-on-in"], "/a/next.qcow2");
+        assert!(in_json("full", &info, None, None)["base"].is_null());
+        assert!(!in_words("full", &info, None, &[]).contains("since"));
     }
 
     #[test]

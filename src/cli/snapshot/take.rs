@@ -1,5 +1,6 @@
 //! `lodger snapshot NAME DIR`: a snapshot of a machine that another process runs.
 
+use std::fmt::Write;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cli::AnyError;
 use crate::cli::disk::output::{self, Progress};
+use crate::cli::restore;
 use crate::cli::vms::{text, until_gone};
 
 /// Which machine, and where to.
@@ -81,8 +83,14 @@ fn in_words(name: &Name, taken: &Value) -> String {
     let stood = Duration::from_micros(number("stopped-for-us")).as_secs_f64() * 1e3;
     let end = if taken["state"] == "stopped" { ", and has ended" } else { "" };
     let size = output::size(number("size"));
-    format!(
-        "snapshot of {name} in {}: {size}; the guest stood still for {stood:.1} ms{end}",
-        text(taken, "directory")
-    )
+    let place = text(taken, "directory");
+    let mut words =
+        format!("snapshot of {name} in {place}: {size}; the guest stood still for {stood:.1} ms{end}");
+    for (number, disk) in taken["disks"].as_array().into_iter().flatten().enumerate() {
+        if let Some(path) = disk["went-on-in"].as_str() {
+            // Writing to a string does not fail.
+            let _ = write!(words, "\n{} goes on in {path}", restore::disk_name(number));
+        }
+    }
+    words
 }

@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, answer};
 use crate::hv::{Hypervisor, Vm};
-use crate::snapshot::{Info, MEMORY, STATE};
-use crate::vm::{Capture, DiskMode, Drafted, Error, Progress, SavedDescription};
+use crate::snapshot::{DISKS, Info};
+use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription};
 
 /// The snapshot that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,10 @@ pub struct Taken {
     pub directory: PathBuf,
     /// What its header says.
     pub info: Info,
-    /// How many bytes of a disk it takes.
+    /// How many bytes of a disk it takes, copies of the machine's disks included.
     pub size: u64,
+    /// What became of the machine's disks.
+    pub disks: Vec<DiskLook>,
     /// How long the guest stood still for it.
     pub stopped_for: Duration,
     /// What the machine does now.
@@ -112,6 +114,7 @@ impl Drop for Turn<'_> {
 /// What was read at rest.
 struct Read {
     drafted: Drafted,
+    disks: Vec<DiskLook>,
     stopped_for: Duration,
     /// What the machine did before.
     state: State,
@@ -134,7 +137,7 @@ impl<V: Vm> Handle<V> {
     ) -> Result<Taken, SnapshotError> {
         let _turn = Turn::take(&self.shared.snapshot)?;
         let (capture, total) = self.copy(order, tell)?;
-        let Read { drafted, stopped_for, state, runs } = self.read(capture, hypervisor, order)?;
+        let Read { drafted, disks, stopped_for, state, runs } = self.read(capture, hypervisor, order)?;
         tell(Step { phase: Phase::Disk, done: 0, total });
         let info = drafted.finish().inspect_err(|_| {
             if order.stop && state == State::Running {
@@ -151,8 +154,8 @@ impl<V: Vm> Handle<V> {
         if order.stop {
             self.end_unless_run(runs, &order.place)?;
         }
-        let size = size_on_disk(&order.place);
-        Ok(Taken { directory: order.place.clone(), info, size, stopped_for, state: self.state() })
+        let (directory, size) = (order.place.clone(), size_on_disk(&order.place));
+        Ok(Taken { directory, info, size, disks, stopped_for, state: self.state() })
     }
 
     /// Copies what can be copied while the guest runs; the bytes of it.
@@ -184,11 +187,14 @@ impl<V: Vm> Handle<V> {
                 let disks = rest.machine.capture_disks(disks, drafted.directory(), stop)?;
                 drafted.add_disks(&disks);
                 description.iter().for_each(|description| drafted.describe(description));
-                Ok(drafted)
+                Ok((drafted, disks.look()))
             });
             let after = if stop && drafted.is_ok() { After::Stay(Origin::Snapshot) } else { After::GoOn };
             let (state, since, runs) = (rest.state, rest.since, rest.runs);
-            let read = drafted.map(|drafted| Read { drafted, stopped_for: since.elapsed(), state, runs });
+            let read = drafted.map(|(drafted, disks)| {
+                let stopped_for = since.elapsed();
+                Read { drafted, disks, stopped_for, state, runs }
+            });
             (read, after)
         })?;
         Ok(read?)
@@ -210,8 +216,12 @@ impl<V: Vm> Handle<V> {
 
 /// How much of a disk the files take. Nobody is told that they cannot be looked at: they were written a moment ago.
 fn size_on_disk(place: &Path) -> u64 {
-    let size = |name: &str| fs::metadata(place.join(name)).map_or(0, |status| status.blocks() * 512);
-    size(STATE) + size(MEMORY)
+    let files = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
+    let of = |directory: &Path| {
+        let files = files(directory).filter_map(|file| file.metadata().ok());
+        files.filter(|status| status.is_file()).map(|status| status.blocks() * 512).sum::<u64>()
+    };
+    of(place) + of(&place.join(DISKS))
 }
 
 #[cfg(test)]
