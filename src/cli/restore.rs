@@ -14,6 +14,7 @@ use lodger::vm::{
 };
 
 use super::AnyError;
+use super::disk::output::disk_name;
 use super::guest::{self, Guest, ShownArgs};
 use super::snapshot;
 
@@ -223,11 +224,6 @@ fn no_disk(number: usize, config: &Config) -> String {
         0 => format!("the guest has no disk {}: it has none at all", disk_name(number)),
         count => format!("the guest has no disk {}: the last is {}", disk_name(number), disk_name(count - 1)),
     }
-}
-
-/// What Linux calls a disk. There are fewer than letters.
-pub fn disk_name(number: usize) -> String {
-    format!("vd{}", char::from(b'a' + (number % 26) as u8))
 }
 
 /// An error with what the user can do about it here.

@@ -10,8 +10,7 @@ use lodger::vm::{DiskLook, SavedDisks};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
-use crate::cli::disk::output::{self, size};
-use crate::cli::restore;
+use crate::cli::disk::output::{self, disk_name, size};
 
 const HELP: &str = "\
 Only the header is read, and of a diff what it builds on: the memory is not looked at.
@@ -110,7 +109,7 @@ fn in_words(path: &str, info: &Info, base: Option<&Base>, disks: &[DiskLook]) ->
     for (number, DiskLook { mode, size: bytes, images, .. }) in disks.iter().enumerate() {
         let images: Vec<_> = images.iter().map(|image| image.display().to_string()).collect();
         let images = images.join(", on ");
-        row("disk", format!("{}, {}, by {mode}: {images}", restore::disk_name(number), size(*bytes)));
+        row("disk", format!("{}, {}, by {mode}: {images}", disk_name(number), size(*bytes)));
     }
     for entry in &info.sections {
         let value = format!("{:<20} {:<10} version {}", entry.name, size(entry.size), entry.version);

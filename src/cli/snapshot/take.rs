@@ -10,8 +10,7 @@ use lodger::vm::{DiskMode, Name};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
-use crate::cli::disk::output::{self, Progress};
-use crate::cli::restore;
+use crate::cli::disk::output::{self, Progress, disk_name};
 use crate::cli::vms::{text, until_gone};
 
 /// Which machine, and where to.
@@ -89,7 +88,7 @@ fn in_words(name: &Name, taken: &Value) -> String {
     for (number, disk) in taken["disks"].as_array().into_iter().flatten().enumerate() {
         if let Some(path) = disk["went-on-in"].as_str() {
             // Writing to a string does not fail.
-            let _ = write!(words, "\n{} goes on in {path}", restore::disk_name(number));
+            let _ = write!(words, "\n{} goes on in {path}", disk_name(number));
         }
     }
     words
