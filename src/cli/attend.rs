@@ -1,7 +1,7 @@
 //! Attending a guest that runs: its terminal, the process's signals, and who reads its console.
 //!
-//! Nothing is decided here about the machine: what the user, a signal or a reader that went away wants is a request to
-//! its driver, like those of others.
+//! Nothing is decided here about the machine: what the user, a signal or a reader that went away wants is a request to its
+//! driver, like those of others.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

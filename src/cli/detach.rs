@@ -1,8 +1,8 @@
 //! `lodger run --detach`: a guest in a process of its own, without a terminal.
 //!
-//! The process is divided before it has done anything. The new one builds the guest, and tells the one that was typed
-//! when it runs, which ends then. Whatever goes wrong before that is said by the new one, where it was typed, and its
-//! status is that of the command.
+//! The process is divided before it has done anything. The new one builds the guest, and tells the one that was typed when
+//! it runs, which ends then. Whatever goes wrong before that is said by the new one, where it was typed, and its status is
+//! that of the command.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -105,8 +105,8 @@ pub fn main() -> ExitCode {
     let timeline = Timeline::start();
     share_one_heap();
     signals::outlive_file_limits();
-    // RUST_LOG chooses what is logged; by default warnings are, to standard error. A guest may cause any number of
-    // those of virtio_queue, and what they are about is told by ours as well.
+    // RUST_LOG chooses what is logged; by default warnings are, to standard error. A guest may cause any number of those of
+    // virtio_queue, and what they are about is told by ours as well.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off"))
         .format(|out, record| {
             detach::keep_messages_short();
@@ -189,6 +189,7 @@ mod tests {
             ("entry", config.entry.to_string()),
             ("console", console.to_string()),
             ("completion", config.completion.to_string()),
+            ("clock", config.clock.to_string()),
         ];
         let command = command();
         let run = command.find_subcommand("run").unwrap();

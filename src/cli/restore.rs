@@ -65,22 +65,19 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "WHERE")]
     console: Option<Spec>,
 
-    /// Where one of the guest's ports leads: its name, and after a comma socket=PATH, pty or file=PATH; may be given
-    /// several times
+    /// Where one of the guest's ports leads: its name, and after a comma socket=PATH, pty or file=PATH; may be given several times
     ///
     /// The others lead where they led. A file is emptied at the start.
     #[arg(long, value_name = "NAME,WHERE")]
     port: Vec<PortSpec>,
 
-    /// Where the image of one of the guest's disks is by now: what Linux calls the disk, and the file; may be given
-    /// several times
+    /// Where the image of one of the guest's disks is by now: what Linux calls the disk, and the file; may be given several times
     ///
     /// It has to hold what it held when the snapshot was taken.
     #[arg(long, value_name = "vdX=FILE")]
     disk: Vec<DiskAt>,
 
-    /// Keep what the guest changes on one of its disks in FILE, which is made if it is not there; may be given several
-    /// times
+    /// Keep what the guest changes on one of its disks in FILE, which is made if it is not there; may be given several times
     ///
     /// Without this, changes go to an overlay that goes away with the VM.
     #[arg(long, value_name = "vdX=FILE")]
@@ -92,8 +89,8 @@ pub struct RestoreArgs {
     #[arg(long)]
     write_disks: bool,
 
-    /// What the guest's clocks show: host if they have gone on meanwhile, stopped if no time has passed for the guest
-    /// [default: host, unless the VM was described otherwise]
+    /// What the guest's clocks show: host if they have gone on meanwhile, stopped if no time has passed for the guest [default:
+    /// host, unless the VM was described otherwise]
     #[arg(long, value_name = "WHICH")]
     clock: Option<Clock>,
 

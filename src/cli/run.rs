@@ -37,16 +37,15 @@ pub struct RunArgs {
 
     /// What the VM is called while it runs: letters, digits, and -, _ or . [default: vm-PID]
     ///
-    /// No two VMs of a user have the same name. While it runs, a VM has a directory, with a socket by which the other
-    /// commands reach it: $XDG_RUNTIME_DIR/lodger/NAME, or /tmp/lodger-UID/NAME where there is no such variable.
+    /// No two VMs of a user have the same name. While it runs, a VM has a directory, with a socket by which the other commands
+    /// reach it: $XDG_RUNTIME_DIR/lodger/NAME, or /tmp/lodger-UID/NAME where there is no such variable.
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
 
     /// Return when the guest runs, and leave it without a terminal; prints the VM's name
     ///
-    /// What a console on stdio would print is kept in the VM's directory, the newest quarter MiB at least: `lodger
-    /// logs` shows it, and `lodger attach` is the console. If the guest cannot be started, this command fails with the
-    /// reason.
+    /// What a console on stdio would print is kept in the VM's directory, the newest quarter MiB at least: `lodger logs` shows
+    /// it, and `lodger attach` is the console. If the guest cannot be started, this command fails with the reason.
     #[arg(long, short)]
     detach: bool,
 
@@ -68,8 +67,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N[,LEVEL=N…]")]
     cpus: Option<CpusSpec>,
 
-    /// What the processors can do: host or baseline, then +FLAG to show, -FLAG to hide; help lists the flags [default:
-    /// host]
+    /// What the processors can do: host or baseline, then +FLAG to show, -FLAG to hide; help lists the flags [default: host]
     ///
     ///   host      everything that this host's KVM offers
     ///   baseline  what servers have had since 2009 (Intel) or 2011 (AMD), so that the guest can move
@@ -143,8 +141,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS[,real|long]", requires = "booted")]
     flat: Option<Flat>,
 
-    /// Where the guest's console is: stdio, pty, file=PATH or none; virtio, or virtio and a place, for hvc0 [default:
-    /// stdio]
+    /// Where the guest's console is: stdio, pty, file=PATH or none; virtio, or virtio and a place, for hvc0 [default: stdio]
     ///
     ///   stdio      this process's standard input and output
     ///   pty        a new pseudo-terminal, whose path is printed
@@ -161,15 +158,14 @@ pub struct RunArgs {
     ///   NAME,socket=PATH  a Unix socket, for one client at a time; others wait for their turn
     ///   NAME,pty          a new pseudo-terminal, whose path is printed
     ///   NAME,file=PATH    output to a file, no input
-    /// Linux calls them /dev/vportNp1, /dev/vportNp2 and so on, and with udev /dev/virtio-ports/NAME. N is the number
-    /// of the virtio device: how many disks, --rng, --balloon and --console virtio there are. While no client is there,
-    /// who writes in a Linux guest waits for one; what was under way to a client that leaves is lost. A file is emptied
-    /// at the start. One that the VM needs, a disk for example, is refused.
+    /// Linux calls them /dev/vportNp1, /dev/vportNp2 and so on, and with udev /dev/virtio-ports/NAME. N is the number of
+    /// the virtio device: how many disks, --rng, --balloon and --console virtio there are. While no client is there, who
+    /// writes in a Linux guest waits for one; what was under way to a client that leaves is lost.
+    /// A file is emptied at the start. One that the VM needs, a disk for example, is refused.
     #[arg(long, value_name = "NAME,WHERE", verbatim_doc_comment)]
     port: Vec<PortSpec>,
 
-    /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off
-    /// [default: auto]
+    /// Do what the host's KVM cannot do for the guest in its place, where something is missing: auto, missing or off [default: auto]
     ///
     /// On ordinary hosts nothing is missing, and nothing is done. `lodger doctor` lists what this host lacks. With
     /// auto, a kernel on such a host also runs in a software processor, many times as fast as KVM interprets
@@ -179,8 +175,8 @@ pub struct RunArgs {
 
     /// What the guest's clocks show when it goes on from a snapshot: host or stopped [default: host]
     ///
-    /// With host they have gone on meanwhile. With stopped no time has passed for the guest: for kernels that make up
-    /// for lost time tick by tick. `lodger restore` may say otherwise.
+    /// With host they have gone on meanwhile. With stopped no time has passed for the guest: for kernels that make up for lost
+    /// time tick by tick. `lodger restore` may say otherwise.
     #[arg(long, value_name = "WHICH")]
     clock: Option<Clock>,
 

@@ -95,8 +95,8 @@ pub fn hash(arguments: &HashArgs) -> Result<u8, AnyError> {
     Ok(u8::from(!result.changed.is_empty()))
 }
 
-/// Keeps hashes that were kept before, as those of the image in its present state; whether that went well. The answer
-/// is the same without, as where the directory cannot be written.
+/// Keeps hashes that were kept before, as those of the image in its present state; whether that went well. The answer is
+/// the same without, as where the directory cannot be written.
 fn count_again(hashes: &BlockHashes, file: &Path) -> bool {
     let saved = hashes.save(file);
     if let Err(error) = &saved {

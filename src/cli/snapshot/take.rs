@@ -22,8 +22,8 @@ pub struct TakeArgs {
     directory: PathBuf,
     /// Keep only what changed since the last snapshot, or since the one that the VM was restored from
     ///
-    /// That one is needed for as long as this one is, where it is by then: BASE says where it is now, if it was moved.
-    /// Snapshots that build on each other are no chain for ever: after some dozens a full one is due.
+    /// That one is needed for as long as this one is, where it is by then: BASE says where it is now, if it was moved. Snapshots
+    /// that build on each other are no chain for ever: after some dozens a full one is due.
     #[arg(long, value_name = "BASE", num_args = 0..=1, require_equals = true)]
     diff: Option<Option<PathBuf>>,
     /// What becomes of disks: copy, overlay or reference [default: what fits each]
