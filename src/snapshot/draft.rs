@@ -5,9 +5,8 @@
 //! then. What a crash leaves behind is removed by whoever writes to that place next.
 
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::header::MAGIC;
 use super::memory::{MEMORY_HASHES, Writer};
 use super::{DISKS, Error, Info, MEMORY, STATE, Section};
+use crate::random;
 
 /// The files that a snapshot consists of, and that are removed with it. It may have a directory `disks` besides.
 const FILES: [&str; 2] = [STATE, MEMORY];
@@ -40,7 +40,7 @@ impl Draft {
         let memory = create(&path).and_then(|file| Writer::new(file, memory_size));
         let memory = memory.map_err(Error::io("create", &path))?;
         let mut id = [0; 16];
-        fill_randomly(&mut id).map_err(Error::io("find random numbers for", &place))?;
+        random::fill(&mut id).map_err(Error::io("find random numbers for", &place))?;
         Ok(Self { place, room, memory, memory_size, id })
     }
 
@@ -252,13 +252,10 @@ fn is_state(path: &Path) -> bool {
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let directory =
         OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)?;
-    // SAFETY: an open descriptor.
-    match unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-        0 => Ok(Some(directory)),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            error => Err(error),
-        },
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -307,14 +304,6 @@ fn rename(from: &Path, to: &Path, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: two strings with an end.
     match unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), flags) } {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
-    // SAFETY: so many bytes. Requests of up to 256 bytes are never cut short.
-    match unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } {
-        got if got == bytes.len() as isize => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -155,8 +155,7 @@ fn an_older_snapshot_outlives_whoever_writes_a_new_one() {
         std::mem::forget(room);
         assert!(path.is_dir());
         assert_eq!(id(&place), first);
-        // SAFETY: an open descriptor.
-        assert_eq!(unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_UN) }, 0);
+        directory.unlock().unwrap();
     }
     assert_ne!(write(&place).id, first);
     assert_eq!(scratch.names(), ["snapshot"]);

@@ -8,6 +8,7 @@ use vm_memory::VolatileSlice;
 use super::queue::{self, length};
 use super::{Device, Kind, Left, Misuse, Queue};
 use crate::devices;
+use crate::random;
 use crate::saved::{self, Envelope, Saved};
 
 /// As many buffers as a driver can have waiting.
@@ -75,10 +76,8 @@ fn fill(slice: &VolatileSlice<'_>) -> u32 {
     let mut done = 0;
     while done < slice.len() {
         let count = bytes.len().min(slice.len() - done);
-        // SAFETY: `bytes` has so many. Requests of up to 256 bytes are never cut short.
-        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), count, 0) };
         let Ok(rest) = slice.offset(done) else { break };
-        if got != count as isize {
+        if random::fill(&mut bytes[..count]).is_err() {
             break;
         }
         rest.copy_from(&bytes[..count]);
