@@ -1,7 +1,9 @@
-//! Files with holes: what in them is not zero. `memory/` and `snapshot/` rely on it; it relies on nothing.
+//! Files with holes, and what in them and in memory is not zero. `memory/`, `snapshot/` and `storage/` rely on it; it
+//! relies on nothing.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 /// Calls `each` with the start and end of every range of the file, from `from` up to `end`, that is not a hole.
@@ -24,18 +26,32 @@ pub(crate) fn data_ranges(
     Ok(())
 }
 
-fn seek(file: &File, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+/// Where the next data or hole begins, as `whence` says; nothing if there is nothing but a hole from `from` on.
+pub(crate) fn seek(file: &File, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
     let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
     // SAFETY: only moves the position of a file, on which nobody who uses this relies.
     let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
     match u64::try_from(found) {
         Ok(found) => Ok(Some(found)),
         Err(_) => match io::Error::last_os_error() {
-            // Nothing but a hole is left.
             error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
             error => Err(error),
         },
     }
+}
+
+/// The pieces of `bytes`, in whole units as long as they can be, that are nothing but zeroes (true) or in which no unit
+/// is so. They follow each other without gaps.
+pub(crate) fn runs(bytes: &[u8], unit: usize) -> impl Iterator<Item = (bool, Range<usize>)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = &bytes[start..];
+        let zero = is_zero(rest.chunks(unit).next()?);
+        let same = rest.chunks(unit).skip(1).take_while(|next| is_zero(next) == zero).count();
+        let run = start..(start + (1 + same) * unit).min(bytes.len());
+        start = run.end;
+        Some((zero, run))
+    })
 }
 
 /// Whether there is nothing but zeroes in it.
@@ -63,6 +79,19 @@ mod tests {
             assert!(is_zero(&bytes[at + 1..]) && is_zero(&bytes[..at]));
             bytes[at] = 0;
         }
+    }
+
+    #[test]
+    fn runs_are_as_long_as_they_can_be_and_all_there_is() {
+        let mut bytes = vec![0; 4 * 10 + 2];
+        let found = |bytes: &[u8]| runs(bytes, 4).collect::<Vec<_>>();
+        assert_eq!(found(&[]), []);
+        assert_eq!(found(&bytes), [(true, 0..42)]);
+        for at in [4, 11, 41] {
+            bytes[at] = 1;
+        }
+        assert_eq!(found(&bytes), [(true, 0..4), (false, 4..12), (true, 12..40), (false, 40..42)]);
+        assert_eq!(found(&bytes[4..12]), [(false, 0..8)]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory};
 
 use super::{Error, GuestMemory, PAGE_SIZE, PageSet};
-use crate::sparse::{data_ranges, is_zero};
+use crate::sparse::{data_ranges, runs};
 
 const PAGEMAP: &str = "/proc/self/pagemap";
 /// A page is in memory or in the swap space (kernel, admin-guide/mm/pagemap).
@@ -209,7 +209,8 @@ impl GuestMemory {
         mut each: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         self.each_of(&self.used_pages(), |place, bytes| {
-            each_nonzero(bytes, |offset, pages| each(place + offset, pages))
+            let mut data = runs(bytes, PAGE_SIZE as usize).filter(|(zero, _)| !zero);
+            data.try_for_each(|(_, run)| each(place + run.start as u64, &bytes[run]))
         })
     }
 }
@@ -254,21 +255,6 @@ fn fill_part(mapping: &MmapRegion, start: u64, file: &File, part: &Range<u64>) -
         let slice = mapping.get_slice((at - start) as usize, bytes.len()).map_err(io::Error::other)?;
         slice.copy_from(bytes);
         at += bytes.len() as u64;
-    }
-    Ok(())
-}
-
-/// Calls `each` with the runs of pages that are not all zeroes, by their offset in `bytes`.
-fn each_nonzero<E>(bytes: &[u8], mut each: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
-    let page = PAGE_SIZE as usize;
-    let mut at = 0;
-    while at < bytes.len() {
-        let run = bytes[at..].chunks(page).take_while(|page| !is_zero(page)).map(<[u8]>::len).sum::<usize>();
-        if run > 0 {
-            each(at as u64, &bytes[at..at + run])?;
-        }
-        // What ended it is a page of zeroes.
-        at += run + page;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::saved::Saved;
-use crate::sparse::{data_ranges, is_zero};
+use crate::sparse::{data_ranges, runs};
 
 /// The unit in which memory is written.
 pub const PAGE: u64 = 4096;
@@ -65,25 +65,14 @@ impl Writer {
         if !whole || end.is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "these are no pages of the memory"));
         }
-        let (mut at, mut rest) = (offset, pages);
-        while !rest.is_empty() {
-            let zeroes = pages_while(rest, is_zero);
-            self.clear(at, zeroes)?;
-            let data = pages_while(&rest[zeroes..], |page| !is_zero(page));
-            let (_, from) = rest.split_at(zeroes);
-            let (now, later) = from.split_at(data);
-            self.file.write_all_at(now, at + zeroes as u64)?;
-            at += (zeroes + data) as u64;
-            rest = later;
-        }
-        Ok(())
+        runs(pages, PAGE as usize).try_for_each(|(zero, run)| {
+            let at = offset + run.start as u64;
+            if zero { self.clear(at, run.len()) } else { self.file.write_all_at(&pages[run], at) }
+        })
     }
 
     /// Makes a hole.
     fn clear(&mut self, offset: u64, length: usize) -> io::Result<()> {
-        if length == 0 {
-            return Ok(());
-        }
         let (Ok(from), Ok(count)) = (libc::off_t::try_from(offset), libc::off_t::try_from(length)) else {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         };
@@ -120,11 +109,6 @@ impl Writer {
         self.file.sync_all()?;
         Ok(hashes)
     }
-}
-
-/// How many bytes the pages have up to the first that is none of these.
-fn pages_while(bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> usize {
-    bytes.chunks(PAGE as usize).take_while(|page| is(page)).map(<[u8]>::len).sum()
 }
 
 /// The checksums of what is in a memory file.
@@ -171,23 +155,14 @@ impl Hashes {
     /// Adds pages of one chunk, behind all that were added before.
     fn add(&mut self, offset: u64, bytes: &[u8]) {
         const PAGE_BYTES: usize = PAGE as usize;
-        let number = (offset / CHUNK) as usize;
-        let mut page = (offset % CHUNK / PAGE) as usize;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let zeroes = rest.chunks(PAGE_BYTES).take_while(|page| is_zero(page)).count();
-            rest = &rest[(zeroes * PAGE_BYTES).min(rest.len())..];
-            page += zeroes;
-            let run = rest.chunks(PAGE_BYTES).take_while(|page| !is_zero(page)).count();
-            let (now, later) = rest.split_at((run * PAGE_BYTES).min(rest.len()));
-            if run > 0 {
-                let current = self.chunk(number);
-                (page..page + run).for_each(|page| current.pages[page / 8] |= 1 << (page % 8));
-                // As much as there is at once: that is many times as fast as page by page.
-                current.hasher.update(now);
+        let first = (offset % CHUNK / PAGE) as usize;
+        for (_, run) in runs(bytes, PAGE_BYTES).filter(|(zero, _)| !zero) {
+            let current = self.chunk((offset / CHUNK) as usize);
+            for page in first + run.start / PAGE_BYTES..first + run.end.div_ceil(PAGE_BYTES) {
+                current.pages[page / 8] |= 1 << (page % 8);
             }
-            rest = later;
-            page += run;
+            // As much as there is at once: that is many times as fast as page by page.
+            current.hasher.update(&bytes[run]);
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use vm_memory::VolatileSlice;
 
 use super::{Direction, Extent, Flush, Place, Storage, check_range, check_writable, vectors};
+use crate::sparse;
 
 /// What is written where the file cannot be told to hold zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -73,16 +74,14 @@ impl RawFile {
     pub(super) fn extent(&self, offset: u64, len: u64) -> io::Result<(Extent, u64)> {
         check_range(offset, len, self.size)?;
         let end = offset + len;
-        let seek = |whence| {
-            // SAFETY: moves a position that nothing here uses.
-            let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset as libc::off_t, whence) };
-            u64::try_from(found).map_err(|_| io::Error::last_os_error())
-        };
+        let seek = |whence| sparse::seek(&self.file, offset, whence);
         match seek(libc::SEEK_DATA) {
-            Ok(data) if data > offset => Ok((Extent::Zero, data.min(end) - offset)),
-            Ok(_) => Ok((Extent::Data, seek(libc::SEEK_HOLE).unwrap_or(end).clamp(offset + 1, end) - offset)),
-            // No data from here to the end of the file.
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok((Extent::Zero, len)),
+            Ok(Some(data)) if data > offset => Ok((Extent::Zero, data.min(end) - offset)),
+            Ok(Some(_)) => {
+                let hole = seek(libc::SEEK_HOLE).ok().flatten().unwrap_or(end);
+                Ok((Extent::Data, hole.clamp(offset + 1, end) - offset))
+            }
+            Ok(None) => Ok((Extent::Zero, len)),
             // Not every file system and device knows of holes.
             Err(_) => Ok((Extent::Data, len)),
         }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::new_file::NewFile;
-use super::{CHUNK, Progress, create, is_zero, read, write};
+use super::{CHUNK, Progress, create, read, write};
+use crate::sparse::runs;
 use crate::storage::qcow2::{self, Held, Qcow2Disk};
 use crate::storage::{Disk, Error, Format, RawFile, Storage};
 
@@ -72,17 +73,6 @@ fn copy_runs(
     path: &Path,
     granule: usize,
 ) -> Result<(), Error> {
-    let mut start = 0;
-    while start < bytes.len() {
-        let rest = &bytes[start..];
-        let zero = rest.chunks(granule).take_while(|piece| is_zero(piece)).map(<[u8]>::len).sum::<usize>();
-        let data =
-            rest[zero..].chunks(granule).take_while(|piece| !is_zero(piece)).map(<[u8]>::len).sum::<usize>();
-        start += zero;
-        if data > 0 {
-            write(target, path, offset + start as u64, &mut bytes[start..start + data])?;
-        }
-        start += data;
-    }
-    Ok(())
+    let data: Vec<_> = runs(bytes, granule).filter_map(|(zero, run)| (!zero).then_some(run)).collect();
+    data.into_iter().try_for_each(|run| write(target, path, offset + run.start as u64, &mut bytes[run]))
 }

@@ -71,14 +71,6 @@ fn check_apart(read: &Disk, written: &Path) -> Result<(), Error> {
     Err(Error::refused(written, what, "choose another name"))
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    let (start, words, end) = {
-        // SAFETY: any bytes are a valid number.
-        unsafe { bytes.align_to::<u128>() }
-    };
-    start.iter().chain(end).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
-}
-
 /// Checks a qcow2 image, and repairs what can be.
 pub fn check(
     path: &Path,

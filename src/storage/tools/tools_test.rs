@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::*;
+use crate::sparse::is_zero;
 use crate::storage::testing::{Numbers, TempDir};
 use crate::storage::{DiskOptions, Format, Verified};
 
