@@ -1,7 +1,6 @@
 //! The real hypervisor: Linux KVM, through kvm-ioctls.
 
 mod capability;
-mod exchange;
 mod plain;
 mod vcpu;
 mod vm;
