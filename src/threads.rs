@@ -1,5 +1,5 @@
-//! What threads of this program have in common: which signals are theirs, what happens at a fault, and how much
-//! time they used.
+//! What threads of this program have in common: which signals are theirs, what happens at a fault, how much time they
+//! used, and how they lock what they share.
 //!
 //! `vcpu/` and `console/` start their threads through it; `console/` and `x86/complete/` catch faults with it. It
 //! relies on nothing.
@@ -7,7 +7,7 @@
 use std::mem::{self, MaybeUninit};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -81,4 +81,10 @@ pub(crate) fn time_used<T>(thread: &JoinHandle<T>) -> Option<Duration> {
         }
     };
     (result == 0).then(|| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32))
+}
+
+/// Locks what threads share. That another one panicked while it held the lock does not make it unusable: what is shared
+/// here is right after each of its changes.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,14 +5,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Output;
 use crate::event;
+use crate::threads::lock;
 
 /// How many bytes wait for a listener at most.
 pub const LISTENER_BOUND: usize = 256 << 10;
@@ -41,10 +42,6 @@ struct Waiting {
 /// One who listens, until the value goes.
 #[derive(Debug)]
 pub struct Listener(Arc<Seat>);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Audience {
     /// One more, who hears what is printed from now on.
@@ -112,8 +109,7 @@ impl Listener {
 /// Readable when there is something to read.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `self` lives.
-        unsafe { BorrowedFd::borrow_raw(self.0.bell.as_raw_fd()) }
+        event::descriptor(&self.0.bell)
     }
 }
 

@@ -217,7 +217,7 @@ impl Shared {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing between a lock and its release can panic half way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.state)
     }
 
     fn wait<'a>(&self, on: &Condvar, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {

@@ -12,7 +12,6 @@ mod line;
 mod protocol;
 mod server;
 mod session;
-mod wait;
 
 pub use client::{Client, ClientError};
 pub use protocol::{PROTOCOL, Status};

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::SOCKET;
 use super::protocol::{self, Failure};
 use super::session::Session;
-use super::{SOCKET, wait};
 use crate::console::{Audience, LineError, Socket};
 use crate::hv::Hypervisor;
 use crate::vm::DirectoryError;
@@ -155,9 +155,8 @@ fn listen<H: Servable>(served: &Served<H>) -> Result<Socket, ServerError> {
 fn serve<H: Servable>(served: Arc<Served<H>>, listener: &Socket, closing: &Arc<EventFd>) {
     let birth = Instant::now();
     let mut clients: Vec<Client> = Vec::new();
-    // SAFETY: the descriptor is open as long as `closing` lives.
-    let told = unsafe { BorrowedFd::borrow_raw(closing.as_raw_fd()) };
-    while let Ok([false, ready]) = wait::readable([Some(told), Some(listener.as_fd())], None) {
+    let told = event::descriptor(closing);
+    while let Ok([false, ready]) = event::readable([Some(told), Some(listener.as_fd())], None) {
         if !ready {
             continue;
         }

@@ -1,7 +1,7 @@
 //! One client: reads its requests and answers them, one after the other.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
@@ -14,8 +14,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::line::{LONGEST, Lines};
 use super::protocol::{self, Call, Diff, Failure, PROTOCOL, Status, Wanted};
 use super::server::{Idle, Servable, Served};
-use super::wait;
 use crate::console::LogReader;
+use crate::event;
 use crate::vm::SavedDescription;
 use crate::vm::driver::{Order, Origin, Phase, Request, Step, Taken};
 use crate::vm::inspect::{self, inspect};
@@ -80,8 +80,7 @@ impl<H: Servable> Session<H> {
     }
 
     fn closing(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `self` lives.
-        unsafe { BorrowedFd::borrow_raw(self.closing.as_raw_fd()) }
+        event::descriptor(&self.closing)
     }
 
     /// The next line; nothing if there will be none.
@@ -96,7 +95,7 @@ impl<H: Servable> Session<H> {
                     return Ok(None);
                 }
             }
-            let [closing, ready] = wait::readable([Some(self.closing()), Some(self.stream.as_fd())], None)?;
+            let [closing, ready] = event::readable([Some(self.closing()), Some(self.stream.as_fd())], None)?;
             if ready {
                 let mut buffer = [0; PIECE];
                 match (&*self.stream).read(&mut buffer)? {
@@ -225,7 +224,7 @@ impl<H: Servable> Session<H> {
             }
             let stopped = self.served.handle.stopped_event();
             let [stopped, closing, ready] =
-                wait::readable([Some(stopped), Some(self.closing()), Some(self.stream.as_fd())], None)?;
+                event::readable([Some(stopped), Some(self.closing()), Some(self.stream.as_fd())], None)?;
             if ready && self.is_gone()? || closing && !stopped {
                 return LEAVE;
             }
@@ -245,7 +244,7 @@ impl<H: Servable> Session<H> {
         let (state, subscription) = self.served.handle.subscribe()?;
         self.reply(id, Ok(protocol::state(state)))?;
         loop {
-            let [_, closing, ready] = wait::readable(
+            let [_, closing, ready] = event::readable(
                 [Some(subscription.as_fd()), Some(self.closing()), Some(self.stream.as_fd())],
                 None,
             )?;
@@ -275,7 +274,7 @@ impl<H: Servable> Session<H> {
             let input = held.is_empty().then_some(self.stream.as_fd());
             let limit = (!held.is_empty()).then_some(INPUT_RETRY);
             let [_, closing, ready] =
-                wait::readable([Some(listener.as_fd()), Some(self.closing()), input], limit)?;
+                event::readable([Some(listener.as_fd()), Some(self.closing()), input], limit)?;
             for _ in 0..if closing { usize::MAX } else { PIECES_AT_ONCE } {
                 match listener.read(&mut buffer) {
                     0 => break,
@@ -316,7 +315,7 @@ impl<H: Servable> Session<H> {
                 return LEAVE;
             }
             let [closing, ready] =
-                wait::readable([Some(self.closing()), Some(self.stream.as_fd())], Some(LOG_INTERVAL))?;
+                event::readable([Some(self.closing()), Some(self.stream.as_fd())], Some(LOG_INTERVAL))?;
             if ready && self.is_gone()? {
                 return LEAVE;
             }

@@ -3,7 +3,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{ByteSink, lock};
+use super::ByteSink;
+use crate::threads::lock;
 
 /// How much is kept. A guest may print without end, so what comes after that is counted and forgotten.
 pub const CAPACITY: usize = 16 << 20;

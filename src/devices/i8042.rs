@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, InterruptLine, lock};
+use super::{Error, InterruptLine};
 use crate::bus::{Action, Claim, Device, Widths};
 use crate::saved::Saved;
+use crate::threads::lock;
 
 /// The interrupt of the keyboard.
 pub const KEYBOARD_IRQ: u32 = 1;

@@ -21,7 +21,6 @@ mod testing;
 pub mod virtio;
 
 use crate::saved;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use collected::{CAPACITY as COLLECTED_CAPACITY, Collected};
 
@@ -65,9 +64,4 @@ pub enum Error {
     /// It cannot even be read.
     #[error(transparent)]
     Saved(#[from] saved::Error),
-}
-
-/// Locks a device's state; that another thread panicked while it held the lock does not make it unusable.
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! The mapping of guest memory in this process.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fs, io};
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -12,6 +12,7 @@ use vm_memory::{
 use super::dirty::Written;
 use super::{Error, Image, Layout, PAGE_SIZE, Region};
 use crate::kernel_files::{self, bytes};
+use crate::threads::lock;
 
 const HUGE_PAGE: u64 = 2 << 20;
 const THP_SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -111,7 +112,7 @@ impl GuestMemory {
     }
 
     pub(super) fn lock_written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.written)
     }
 
     /// Where a region begins in an image, in pages.

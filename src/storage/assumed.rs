@@ -5,12 +5,13 @@
 //! such a disk says that it is raw.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::format::{Content, PROBED, recognise};
 use super::{Direction, Flush, Place, RawFile, Storage, vectors};
+use crate::threads::lock;
 
 /// A raw image that stays recognisable as one.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl AssumedRaw {
     /// Writes a request that touches the first sector. The guest may change the memory meanwhile, so what is looked
     /// at is copied, and the copy is what is written.
     fn write_start(&self, offset: u64, from: &[VolatileSlice<'_>], len: u64) -> io::Result<()> {
-        let _only_one = self.first_sector.lock().unwrap_or_else(PoisonError::into_inner);
+        let _only_one = lock(&self.first_sector);
         let covered = len.min(PROBED as u64 - offset) as usize;
         let mut sector = vec![0; PROBED.min(self.raw.size() as usize)];
         self.raw.read(0, &[VolatileSlice::from(&mut sector[..])])?;

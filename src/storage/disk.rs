@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use vm_memory::VolatileSlice;
 
@@ -14,6 +14,7 @@ use super::error::EPHEMERAL;
 use super::format::{Content, recognise_file};
 use super::qcow2::{self, Access, Header, Held, Qcow2Disk};
 use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, Verified, lock};
+use crate::threads;
 
 /// How many images may lie behind each other.
 const DEEPEST: usize = 64;
@@ -228,7 +229,7 @@ impl Disk {
 
     /// Locks what lies behind the image, if it was opened [so](Locking::ImageFirst).
     pub fn lock_behind(&self) -> Result<(), Error> {
-        let mut unlocked = self.unlocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unlocked = threads::lock(&self.unlocked);
         while let Some((path, file)) = unlocked.last() {
             // The lock is that of the file that is read, of which this is one more descriptor.
             lock::lock(file, path, false)?;

@@ -16,7 +16,7 @@ mod run;
 mod signal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ struct Shared<V> {
 
 impl<V> Shared<V> {
     fn vcpu(&self) -> MutexGuard<'_, V> {
-        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.vcpu)
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::machine::Machine;
 use super::{Error, SavedDescription, SavedDisks};
@@ -18,6 +18,7 @@ use crate::hv::{Hypervisor, Vm};
 use crate::memory::{GuestMemory, PAGE_SIZE, PageSet, Untracked};
 use crate::saved::Saved;
 use crate::snapshot::{self, Draft, Info, MOST_LAYERS, MemoryChanges, Section, Snapshot};
+use crate::threads;
 
 /// So few pages take a millisecond or two: they can be copied when the guest stands still.
 const FEW_PAGES: u64 = 256;
@@ -89,7 +90,7 @@ struct Since {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Since> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.0)
     }
 
     /// The machine is as in this snapshot.

@@ -14,10 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, lock};
+use super::Error;
 use crate::bus::{Action, Claim, Device, Widths};
 use crate::memory::HOLE_START;
 use crate::saved::Saved;
+use crate::threads::lock;
 use date::Date;
 
 /// The index port and the data port.

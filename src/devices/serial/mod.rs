@@ -27,8 +27,9 @@ use std::sync::{Arc, Mutex};
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 
-use super::{ByteSink, Error, InterruptLine, lock};
+use super::{ByteSink, Error, InterruptLine};
 use crate::bus::{Action, Claim, Device, Widths};
+use crate::threads::lock;
 
 pub use saved::SavedSerial;
 

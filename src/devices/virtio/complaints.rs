@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::Misuse;
-use crate::devices::lock;
+use crate::threads::lock;
 
 /// So many of one device are told in each such time.
 const MOST: u32 = 3;

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::devices::lock;
+use crate::threads::lock;
 
 /// In such units buckets count time, fine enough for any rate that a host can reach.
 const PICOSECONDS: u128 = 1_000_000_000_000;

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue as Rings, QueueState, QueueT};
@@ -23,6 +23,7 @@ use crate::devices;
 use crate::event;
 use crate::memory::GuestMemory;
 use crate::saved::Saved;
+use crate::threads::lock;
 
 /// How much room the registers take.
 pub const SIZE: u64 = 0x1000;
@@ -277,7 +278,7 @@ impl Mmio {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn offered(&self) -> u64 {

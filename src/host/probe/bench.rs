@@ -5,7 +5,7 @@
 //! exception ends the run with its frame, as the table that catches them is the bench's own.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
@@ -15,6 +15,7 @@ use crate::bus::{Action, Bus, BusBuilder, Claim, Device, Widths};
 use crate::hv::kvm::{Kvm, KvmVm};
 use crate::hv::{self, CpuidEntry, Hypervisor, InternalError, Vcpu, Vm};
 use crate::memory::{GuestMemory, Layout, MIN_SIZE, Options};
+use crate::threads::lock;
 use crate::vcpu::{Cause, Ending, FatalReport, Surroundings, VcpuThread};
 use crate::x86::complete::Gaps;
 use crate::x86::complete::transition::TRAPPED;
@@ -264,7 +265,7 @@ struct Heard {
 
 impl Ear {
     fn take(&self) -> Heard {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = lock(&self.0);
         Heard { reports: std::mem::take(&mut heard.reports), frame: heard.frame }
     }
 }
@@ -275,7 +276,7 @@ impl Device for Ear {
     }
 
     fn write(&self, offset: u64, _width: u8, value: u64) -> Action {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = lock(&self.0);
         match u16::try_from(offset).map(|offset| code::PORTS + offset) {
             Ok(code::DONE) => return Action::Exit(value as u8),
             Ok(code::EXCEPTION) => {

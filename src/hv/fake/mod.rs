@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::{
     LocalApic, Mmio, Msr, Pio, Registers, Result, SavedClock, SavedInterrupts, SavedVcpu, SpecialRegisters,
     Vcpu, Vectors, Vm,
 };
+use crate::threads::lock;
 
 /// One thing that a scripted processor does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,10 +146,6 @@ impl FakeHypervisor {
     pub fn log(&self) -> MutexGuard<'_, FakeLog> {
         lock(&self.log)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hypervisor for FakeHypervisor {

@@ -4,13 +4,14 @@
 //! table's cluster is in use. If the process died then, the next would give that cluster to something else. So the
 //! entries are kept here, and go into the file when the reference counts have done so.
 
+use crate::threads::lock;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use imago::io_buffers::IoVector;
 
@@ -63,7 +64,7 @@ impl Held {
 
     /// Has `flush` write all that `imago` has in memory, and then the entries that waited for that.
     pub fn flush(&self, file: &File, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let _alone = self.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.0.flushing);
         // What comes from now on waits for the next flush.
         let ready = self.waiting().clone();
         flush()?;
@@ -87,6 +88,6 @@ impl Held {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Blocks> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.waiting)
     }
 }

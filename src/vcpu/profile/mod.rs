@@ -11,7 +11,7 @@ mod report;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::VcpuThread;
 use super::gate::Gate;
 use super::signal::ThreadId;
 use crate::hv::Vcpu;
-use crate::threads;
+use crate::threads::{self, lock};
 use crate::x86::mode::{CR0_PE, linear_rip};
 pub use interval::{Interval, IntervalError};
 
@@ -122,10 +122,6 @@ impl Stop {
         let wait = self.changed.wait_timeout_while(lock(&self.wanted), left, |wanted| !*wanted);
         *wait.unwrap_or_else(PoisonError::into_inner).0
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the sampler and a vCPU's thread have in common.

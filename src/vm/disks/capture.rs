@@ -12,7 +12,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::super::directory::Files;
@@ -24,6 +24,7 @@ use super::{DiskMode, DisksError};
 use crate::hv::Vm;
 use crate::snapshot::DISKS;
 use crate::storage::{self, Disk, Format, Identity, Storage, tools};
+use crate::threads::lock;
 
 /// Stands between the name of an image and what its overlay was made for.
 const AFTER: &str = ".after-";
@@ -44,7 +45,7 @@ impl<V: Vm> Machine<V> {
     ) -> Result<SavedDisks, Error> {
         self.check_at_rest()?;
         let mode = mode.into();
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut images = lock(&self.images);
         let capture = Capture::new(draft_dir, &self.files, stops)?;
         let images_now = images.iter().enumerate();
         let modes = images_now.map(|(number, image)| capture.choose(number, image, mode));

@@ -52,10 +52,8 @@ fn told(subscription: &Subscription) -> Vec<(State, State, String)> {
 }
 
 fn wait_until_stopped(thread: &DriverThread<FakeVm>) -> Ending {
-    let fd = thread.handle().stopped_event().as_raw_fd();
-    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one initialised entry.
-    assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 20_000) }, 1, "it does not stop");
+    let stopped = event::readable([Some(thread.handle().stopped_event())], Some(Duration::from_secs(20)));
+    assert_eq!(stopped.unwrap(), [true], "it does not stop");
     thread.handle().ending().expect("it has stopped")
 }
 

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Ending, State};
 use crate::event;
+use crate::threads::lock;
 
 /// How many events wait for a subscriber at most.
 pub const CAPACITY: usize = 128;
@@ -97,10 +98,6 @@ pub enum News {
 #[derive(Debug)]
 pub struct Subscription(Arc<Mailbox>);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Events {
     /// Tells everybody.
     pub fn tell(&self, what: What) {
@@ -153,8 +150,7 @@ impl Subscription {
 /// Readable when there is something to take.
 impl AsFd for Subscription {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `self` lives.
-        unsafe { BorrowedFd::borrow_raw(self.0.bell.as_raw_fd()) }
+        event::descriptor(&self.0.bell)
     }
 }
 

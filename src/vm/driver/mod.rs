@@ -16,11 +16,11 @@ mod snapshot;
 mod table;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,7 @@ struct Status {
 
 impl<V: Vm> Shared<V> {
     fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.status)
     }
 }
 
@@ -228,13 +228,9 @@ impl<V: Vm> Driver<V> {
         // Only who runs can halt for good.
         let look = matches!(state, State::Running | State::Stopping).then_some(INTERVAL);
         let limit = [until, look].into_iter().flatten().min();
-        let limit =
-            limit.map_or(-1, |limit| libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX));
-        let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut entries =
-            [readable(self.shared.bell.as_raw_fd()), readable(self.machine.end_event().as_raw_fd())];
-        // SAFETY: an array of initialised entries. Whatever ends the call, `turn` looks what there is to do.
-        unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, limit) };
+        let bell = event::descriptor(&self.shared.bell);
+        // Whatever ends the call, `turn` looks what there is to do.
+        let _: io::Result<_> = event::readable([Some(bell), Some(self.machine.end_event())], limit);
     }
 
     /// Does what there is to do.
@@ -462,8 +458,7 @@ impl<V: Vm> Handle<V> {
 
     /// Readable when the machine has stopped.
     pub fn stopped_event(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `self` lives.
-        unsafe { BorrowedFd::borrow_raw(self.shared.stopped.as_raw_fd()) }
+        event::descriptor(&self.shared.stopped)
     }
 
     /// How it ended, if it has.

@@ -8,8 +8,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, answer};
 use crate::hv::{Hypervisor, Vm};
 use crate::snapshot::{DISKS, Info};
+use crate::threads::lock;
 use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription};
 
 /// The snapshot that somebody wants.
@@ -124,7 +125,7 @@ struct Read {
 impl<V: Vm> Handle<V> {
     /// Where the last snapshot of the machine was put, if one was taken since it began.
     pub fn last_snapshot(&self) -> Option<PathBuf> {
-        self.shared.last_snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.shared.last_snapshot).clone()
     }
 
     /// Takes a snapshot of the machine, which does afterwards what it did before, unless it is to end there. `tell`
@@ -145,7 +146,7 @@ impl<V: Vm> Handle<V> {
                 let _: Result<State, Refusal> = self.request(Request::Resume, Origin::Snapshot);
             }
         })?;
-        *self.shared.last_snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(order.place.clone());
+        *lock(&self.shared.last_snapshot) = Some(order.place.clone());
         self.shared.events.tell(What::Snapshot {
             directory: order.place.display().to_string(),
             id: info.id_in_hex(),

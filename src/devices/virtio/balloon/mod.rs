@@ -13,9 +13,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::{Device, Kind, Left, Link, Misuse, Queue};
-use crate::devices::{self, lock};
+use crate::devices;
 use crate::memory::{self, GuestMemory};
 use crate::saved::Envelope;
+use crate::threads::lock;
 use pages::PAGE;
 pub use saved::SavedBalloon;
 use statistics::Exchange;

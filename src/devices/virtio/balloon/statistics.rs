@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::super::queue::{self, Chain, Misuse, Queue, length};
-use crate::devices::lock;
+use crate::threads::lock;
 
 /// A tag and a value.
 const ENTRY: usize = 10;

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::limit::Limiter;
 use super::{Device, Kind, Left, Limits, Link, Misuse, Queue};
-use crate::devices::{self, lock};
+use crate::devices;
 use crate::saved::Envelope;
 use crate::storage::Storage;
+use crate::threads::lock;
 use lane::Lane;
 pub use saved::SavedBlk;
 

@@ -20,8 +20,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use serde::{Deserialize, Serialize};
 
 use super::{Device, Kind, Left, Link, Misuse, Queue};
-use crate::devices::{self, lock};
+use crate::devices;
 use crate::saved::Envelope;
+use crate::threads::lock;
 use control::Event;
 pub use port::{CAPACITY, Peers, Port};
 pub use saved::SavedConsole;

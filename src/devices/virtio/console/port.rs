@@ -17,8 +17,8 @@ use super::super::{Link, Misuse, Queue};
 use super::control::{self, Event, Message, Rest};
 use super::saved::SavedPort;
 use super::{MESSAGES_IN, QUEUE_SIZE, Size};
-use crate::devices::lock;
 use crate::event;
+use crate::threads::lock;
 
 /// How much each direction of a port holds.
 pub const CAPACITY: usize = 64 << 10;
