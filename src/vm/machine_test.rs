@@ -1,13 +1,14 @@
-use std::thread;
-
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::boot::{Flat, Mode};
-use crate::devices::Collected;
+use crate::boot::{self, Flat, Mode};
+use crate::devices::{Collected, generation_id};
 use crate::hv::fake::{FakeHypervisor, FakeVm, Step};
 use crate::hv::{ExitKind, Msr};
 use crate::vcpu::Cause;
+use crate::vm::{Completion, Config, Kernel};
+use crate::x86::complete::gaps;
+use crate::x86::complete::transition::TRAPPED;
 use crate::x86::topology::TopologyError;
 
 /// A hypervisor that answers what a machine asks it before the guest starts, and then follows `script`.
@@ -97,26 +98,6 @@ fn a_guest_that_is_told_of_its_machine_has_an_id_of_the_generation_and_no_interr
     let config = Config { kernel: Kernel::Bytes(vec![0xf4]), flat: Some(flat), ..Config::default() };
     let untold = Machine::new(&ordinary([]), &config, Arc::new(Collected::default())).unwrap();
     assert_eq!(id(&untold), [0; 16], "the first MiB is the guest's");
-}
-
-/// Two pulses that overlap are one edge to the interrupt controller, and one interrupt is lost.
-#[test]
-fn pulses_of_one_line_never_overlap() {
-    const PULSES: usize = 100;
-    let hypervisor = FakeHypervisor::new([]);
-    let layout = Layout::new(1 << 20, 48).unwrap();
-    let memory = Arc::new(GuestMemory::map(layout, crate::memory::Options::default()).unwrap());
-    let board = Arc::new(Board { vm: hypervisor.create_vm().unwrap(), memory });
-    // As devices have it: what a pulse is has to be the line's own affair also through the handle.
-    let line: Arc<dyn InterruptLine> = Arc::new(Line { board, number: 4, pulsing: Mutex::new(()) });
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| (0..PULSES).for_each(|_| line.pulse()));
-        }
-    });
-    let log = hypervisor.log();
-    assert_eq!(log.interrupts.len(), 4 * PULSES);
-    assert!(log.interrupts.chunks(2).all(|pulse| pulse == [(4, true), (4, false)]));
 }
 
 const LSTAR: Msr = Msr { index: 0xc000_0082, value: 0x8000 };

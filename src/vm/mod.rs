@@ -5,6 +5,7 @@
 //! rely on this room.
 
 mod balloon;
+mod build;
 mod capture;
 mod clock;
 mod config;
@@ -16,6 +17,7 @@ mod disk;
 mod disks;
 pub mod driver;
 mod ear;
+mod end;
 pub mod inspect;
 mod machine;
 mod outcome;
@@ -27,6 +29,7 @@ mod saved;
 mod timeline;
 mod virtio;
 mod watch;
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
