@@ -77,9 +77,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "vdX=FILE")]
     disk: Vec<DiskAt>,
 
-    /// Keep what the guest changes on one of its disks in FILE, which is made if it is not there; may be given several times
+    /// Keep what the guest changes on one of its disks in FILE, which is made; may be given several times
     ///
-    /// Without this, changes go to an overlay that goes away with the VM.
+    /// Without this, changes go to an overlay that goes away with the VM. A FILE that a VM has written to already is refused:
+    /// the guest would find its disk changed behind its back.
     #[arg(long, value_name = "vdX=FILE")]
     overlay: Vec<DiskAt>,
 

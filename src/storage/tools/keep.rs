@@ -10,7 +10,7 @@ use std::path::Path;
 use super::new_file::{self, NewFile};
 use super::{convert, create};
 use crate::storage::qcow2::Backing;
-use crate::storage::{Disk, DiskOptions, Error, Format, Locking, RawFile, Storage};
+use crate::storage::{Disk, DiskOptions, Error, Extent, Format, Locking, RawFile, Storage};
 
 /// Copies what a guest sees on `disk` to a new raw image, which is for its owner only. What is zero takes no space, and
 /// a disk that is one raw file shares its bytes with the copy, where the file system can do that. Nothing is waited for
@@ -77,6 +77,23 @@ pub fn overlay_in_use(
         let _: io::Result<()> = fs::remove_file(path);
     }
     opened
+}
+
+/// Whether an overlay is as it was made: nothing was written to it, or taken back.
+pub fn holds_nothing(overlay: &Disk) -> Result<bool, Error> {
+    if overlay.layers()[0].header.as_ref().is_none_or(|header| header.snapshots > 0) {
+        return Ok(false);
+    }
+    let (size, mut offset) = (overlay.size(), 0);
+    while offset < size {
+        let found = overlay.extent(offset, size - offset);
+        let (extent, len) = found.map_err(Error::io("read", overlay.path()))?;
+        if extent != Extent::Absent || len == 0 {
+            return Ok(false);
+        }
+        offset += len;
+    }
+    Ok(true)
 }
 
 /// Fails unless what lies behind the overlay are the files that the disk has open: their names may be others' by now.

@@ -27,7 +27,7 @@ pub use commit::{Commit, commit};
 pub use convert::convert;
 pub use create::{create, create_overlay};
 pub use info::{Info, LayerInfo, info};
-pub use keep::{copy_raw, link_or_copy, overlay_in_use};
+pub use keep::{copy_raw, holds_nothing, link_or_copy, overlay_in_use};
 pub use rebase::{NewBacking, Rebase, rebase};
 pub use resize::{Resize, resize};
 pub use sync::{Sync, Synced, sync};

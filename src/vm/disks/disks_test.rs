@@ -381,6 +381,52 @@ fn an_overlay_that_the_user_names_is_kept() {
 }
 
 #[test]
+fn an_overlay_that_was_written_to_does_not_go_with_the_snapshot_s_memory() {
+    let scene = Scene::new();
+    let image = scene.image("a.img", Format::Raw);
+    let disks = [spec(&format!("{},format=raw", image.display()))];
+    let machine = machine(&disks);
+    let saved = capture(&machine, &scene, DiskMode::Copy, false);
+    drop(machine);
+    let copy = scene.draft().join("disks/0.raw");
+    let specs = |overlay: &Path| {
+        let overlays = vec![(0, overlay.to_owned())];
+        saved.specs(&scene.draft(), &disks, &Reopening { overlays, ..Reopening::default() })
+    };
+    // As a restore leaves it that came to nothing.
+    let fresh = scene.overlay("fresh.qcow2", &copy, Format::Raw);
+    let machines: Vec<_> = [fresh.clone(), scene.path("new.qcow2")]
+        .iter()
+        .map(|overlay| self::machine(&specs(overlay).unwrap()))
+        .collect();
+    let error = specs(&fresh).unwrap_err().to_string();
+    assert!(error.contains("fresh.qcow2 is in use by"), "{error}");
+    drop(machines);
+    specs(&fresh).unwrap();
+    let refused = |overlay: &Path, reason: &str| {
+        let error = specs(overlay).unwrap_err().to_string();
+        assert!(error.contains(overlay.to_str().unwrap()) && error.contains(reason), "{error}");
+    };
+    // What was taken back shows as zeroes, and is a change as well.
+    let change = |overlay: &Path, change: &dyn Fn(&Disk)| {
+        let disk = Disk::open(overlay, &DiskOptions::default()).unwrap();
+        change(&disk);
+        disk.flush().unwrap();
+    };
+    change(&fresh, &|disk| put(disk, 3 * MIB, 0));
+    refused(&fresh, "it was written to, and what is in it does not go with the snapshot's memory");
+    change(&scene.path("new.qcow2"), &|disk| disk.write_zeroes(MIB, MIB, true).unwrap());
+    refused(&scene.path("new.qcow2"), "name a file that is not there yet");
+    // And others, be they fresh or not.
+    refused(&scene.overlay("other.qcow2", &image, Format::Raw), "no overlay of what the snapshot has");
+    tools::create_overlay(&scene.path("large.qcow2"), &copy, Some(Format::Raw), Some(8 * MIB), false).unwrap();
+    refused(&scene.path("large.qcow2"), "no overlay of what the snapshot has");
+    refused(&scene.image("none.qcow2", Format::Qcow2), "no overlay of what the snapshot has");
+    refused(&image, "a.img");
+    refused(&scene.draft(), "it is no file");
+}
+
+#[test]
 fn a_section_with_names_that_lead_elsewhere_is_refused() {
     let scene = Scene::new();
     let disks = [spec("ephemeral,size=1M")];

@@ -4,7 +4,8 @@
 //! anything that the snapshot needs. It gets fresh overlays, which go away with it unless it is asked for others, also
 //! on disks that were kept by reference: a second restore would find those changed otherwise. Who has stopped a machine
 //! to go on once, and no more than once, asks for its disks to be [written to](Reopening::write_references) again; then
-//! the snapshot is used up, and the next restore says so.
+//! the snapshot is used up, and the next restore says so. For the same reason an overlay that is to be kept is a fresh
+//! one: what was written to it after the snapshot is nothing that the guest remembers.
 //!
 //! Files that are not in the snapshot's directory are known by their length and by when they were written to last. A
 //! difference is refused by name before anything runs. That it is another file with the same (another inode or file
@@ -157,6 +158,19 @@ pub enum DisksError {
         what: String,
         /// What to do.
         advice: &'static str,
+    },
+    /// What the guest writes cannot go to where something else is already.
+    #[error(
+        "the changes of {disk} cannot be kept in {}: {what}; name a file that is not there yet, or remove this one",
+        overlay.display()
+    )]
+    UsedOverlay {
+        /// Which disk.
+        disk: String,
+        /// The overlay.
+        overlay: PathBuf,
+        /// Why not.
+        what: &'static str,
     },
     /// Something was said of a disk that there is not.
     #[error("there is no disk {number}: the snapshot has {disks}, and the first is number 0")]

@@ -11,7 +11,7 @@ use super::{DiskMode, DisksError};
 use crate::memory::human;
 use crate::saved::Saved;
 use crate::snapshot::{self, DISKS, Snapshot, is_disk_name};
-use crate::storage::{Disk, DiskOptions, Format, Identity, Layer, Storage};
+use crate::storage::{self, Disk, DiskOptions, Format, Identity, Layer, Storage, tools};
 
 /// The disks of a machine, as a snapshot keeps them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub struct Reopening {
     /// Where images are that are not where they were.
     pub replaced: Vec<(usize, PathBuf)>,
     /// The overlays that hold what the guest writes to a disk, in place of one that goes away with the machine. They
-    /// are made if they are not there.
+    /// are made, or are as they were made: what was written to one before does not go with the snapshot's memory.
     pub overlays: Vec<(usize, PathBuf)>,
     /// Whether disks that were kept by reference are written to again. This uses the snapshot up.
     pub write_references: bool,
@@ -219,6 +219,28 @@ impl SavedDisk {
         })
     }
 
+    /// Fails if there is an overlay already that was written to, or that shows something else than `base`. The guest
+    /// remembers the disk as the snapshot has it.
+    fn check_overlay(&self, overlay: &Path, base: &Path) -> Result<(), DisksError> {
+        let failed = || DisksError::image(&self.name);
+        if !overlay.try_exists().map_err(storage::Error::io("look at", overlay)).map_err(failed())? {
+            return Ok(());
+        }
+        let options =
+            DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
+        let disk = Disk::open(overlay, &options).map_err(failed())?;
+        let used = |what| DisksError::UsedOverlay { disk: self.name.clone(), overlay: overlay.to_owned(), what };
+        let base = base.canonicalize().map_err(storage::Error::io("find", base)).map_err(failed())?;
+        let behind = disk.layers().get(1).and_then(|layer| layer.path.canonicalize().ok());
+        if behind.is_none_or(|behind| behind != base) || disk.size() != self.size {
+            return Err(used("it is no overlay of what the snapshot has"));
+        }
+        match tools::holds_nothing(&disk).map_err(failed())? {
+            true => Ok(()),
+            false => Err(used("it was written to, and what is in it does not go with the snapshot's memory")),
+        }
+    }
+
     fn changed(&self, what: String) -> DisksError {
         let advice = if self.mode == DiskMode::Copy || self.first().is_ok_and(SavedImage::is_inside) {
             "the snapshot is damaged: bring the file back from where it was copied to"
@@ -256,7 +278,10 @@ impl SavedDisk {
             Some(_) if written => {
                 return unfit("is written to itself, so it has no changes to keep elsewhere");
             }
-            Some(overlay) => image(path, first.format(), Changes::Overlay(overlay), false),
+            Some(overlay) => {
+                self.check_overlay(&overlay, &path)?;
+                image(path, first.format(), Changes::Overlay(overlay), false)
+            }
             None if self.read_only => image(path, first.format(), Changes::Image, verified),
             None if !written => image(path, first.format(), Changes::Forgotten, false),
             None => match (verified, self.images.get(1)) {
