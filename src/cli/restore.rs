@@ -95,7 +95,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "WHICH")]
     clock: Option<Clock>,
 
-    /// Compare all of the snapshot with its checksums first, the memory too
+    /// Compare all of the snapshot with its checksums first, memory and copies of disks too
+    ///
+    /// Images that are not in the snapshot have none. With or without this, one that is missing, has another length or was written
+    /// to since is refused.
     #[arg(long)]
     check: bool,
 
@@ -134,11 +137,15 @@ impl FromStr for DiskAt {
 /// Runs the guest to its end; returns the process's exit status.
 pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
     let snapshot = snapshot::open(&arguments.directory, arguments.base.as_deref())?;
+    let disks = SavedDisks::of(&snapshot)?;
     if arguments.check {
         snapshot.check()?;
+        let checked =
+            disks.iter().try_for_each(|disks| disks.check(snapshot.directory(), &arguments.reopening()));
+        checked.map_err(advised)?;
     }
     let mut description = arguments.change(described(&snapshot)?)?;
-    if let Some(disks) = SavedDisks::of(&snapshot)? {
+    if let Some(disks) = disks {
         let described = &description.config.disks;
         let specs = disks.specs(snapshot.directory(), described, &arguments.reopening());
         description.config.disks = specs.map_err(advised)?;

@@ -1,7 +1,6 @@
 //! The file `memory`: the guest's memory, page by page as it is, and a last page that says to which state it belongs.
 //!
-//! Pages of zeroes are holes. The checksum of each [`CHUNK`] covers the others and says which they are, so that it
-//! costs nothing where nothing is.
+//! Pages of zeroes are holes. The [checksum](checksum) of each [`CHUNK`] covers the others.
 
 use std::fs::File;
 use std::io;
@@ -11,14 +10,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{CHUNK, Error, PAGE, checksum};
 use crate::saved::Saved;
-use crate::sparse::{data_ranges, runs};
-
-/// The unit in which memory is written.
-pub const PAGE: u64 = 4096;
-/// The unit in which memory has checksums.
-pub const CHUNK: u64 = 1 << 20;
+use crate::sparse::runs;
 
 const MAGIC: [u8; 8] = *b"LODGMEM\0";
 /// Of a chunk that is nothing but zeroes.
@@ -113,79 +107,12 @@ impl Writer {
 
 /// The checksums of what is in a memory file.
 fn hashes(file: &File, size: u64) -> io::Result<MemoryHashes> {
-    let mut hashes = Hashes::new(size);
-    let mut buffer = vec![0; CHUNK as usize];
-    let mut done = 0;
-    data_ranges(file, 0, size, |start, end| {
-        let end = end.next_multiple_of(PAGE).min(size);
-        // Ranges need not begin and end with pages.
-        done = done.max(start - start % PAGE);
-        while done < end {
-            let length = (CHUNK - done % CHUNK).min(end - done);
-            let bytes = &mut buffer[..length as usize];
-            file.read_exact_at(bytes, done)?;
-            hashes.add(done, bytes);
-            done += length;
-        }
-        Ok(())
+    let mut chunks = vec![NO_PAGES; usize::try_from(size.div_ceil(CHUNK)).unwrap_or(0)];
+    checksum::of_chunks(file, size, |number, checksum| {
+        let slot = usize::try_from(number).ok().and_then(|number| chunks.get_mut(number));
+        slot.into_iter().for_each(|slot| *slot = checksum);
     })?;
-    Ok(hashes.finish())
-}
-
-/// Checksums in the making.
-struct Hashes {
-    chunks: Vec<[u8; 32]>,
-    current: Option<Current>,
-}
-
-/// The chunk that the last pages were in.
-struct Current {
-    number: usize,
-    hasher: blake3::Hasher,
-    /// A bit for each page that is not zero.
-    pages: [u8; (CHUNK / PAGE / 8) as usize],
-}
-
-impl Hashes {
-    fn new(size: u64) -> Self {
-        let chunks = vec![NO_PAGES; usize::try_from(size.div_ceil(CHUNK)).unwrap_or(0)];
-        Self { chunks, current: None }
-    }
-
-    /// Adds pages of one chunk, behind all that were added before.
-    fn add(&mut self, offset: u64, bytes: &[u8]) {
-        const PAGE_BYTES: usize = PAGE as usize;
-        let first = (offset % CHUNK / PAGE) as usize;
-        for (_, run) in runs(bytes, PAGE_BYTES).filter(|(zero, _)| !zero) {
-            let current = self.chunk((offset / CHUNK) as usize);
-            for page in first + run.start / PAGE_BYTES..first + run.end.div_ceil(PAGE_BYTES) {
-                current.pages[page / 8] |= 1 << (page % 8);
-            }
-            // As much as there is at once: that is many times as fast as page by page.
-            current.hasher.update(&bytes[run]);
-        }
-    }
-
-    fn chunk(&mut self, number: usize) -> &mut Current {
-        if self.current.as_ref().is_some_and(|current| current.number != number) {
-            self.close();
-        }
-        let fresh = || Current { number, hasher: blake3::Hasher::new(), pages: Default::default() };
-        self.current.get_or_insert_with(fresh)
-    }
-
-    fn close(&mut self) {
-        if let Some(Current { number, mut hasher, pages }) = self.current.take()
-            && let Some(slot) = self.chunks.get_mut(number)
-        {
-            *slot = hasher.update(&pages).finalize().into();
-        }
-    }
-
-    fn finish(mut self) -> MemoryHashes {
-        self.close();
-        MemoryHashes { chunks: self.chunks }
-    }
+    Ok(MemoryHashes { chunks })
 }
 
 /// Reads all of a memory file that is not a hole; an error tells which chunk is not what was written.

@@ -9,7 +9,7 @@
 //! is read: all that is believed of `state` has been checked, first the header's checksum and then that of each
 //! section. `memory` has a checksum for each MiB, which only [`Snapshot::check`] looks at: a machine starts without
 //! reading its memory, and would wait for all of it otherwise. What a start does make sure of is that `memory` is as
-//! long as it should be, and belongs to this `state`.
+//! long as it should be, and belongs to this `state`. Those who put images into `disks` keep checksums of them, too.
 //!
 //! A snapshot can be a diff: its memory has only the pages that changed since another snapshot was taken, which it
 //! names. That one is told by its random number, so that no other can stand in for it unnoticed.
@@ -18,6 +18,7 @@
 
 mod chain;
 mod changes;
+pub(crate) mod checksum;
 mod draft;
 mod error;
 mod header;
@@ -30,10 +31,11 @@ pub(crate) mod testing;
 pub(crate) use chain::is_built_on;
 pub use chain::{Layer, MOST_LAYERS};
 pub use changes::MemoryChanges;
+pub use checksum::{CHUNK, PAGE};
 pub use draft::{Draft, is_disk_name};
 pub use error::Error;
 pub use header::{Entry, Info, NEWEST_FORMAT};
-pub use memory::{CHUNK, MemoryHashes, PAGE};
+pub use memory::MemoryHashes;
 pub use read::Snapshot;
 pub use section::{Section, Sections};
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::changes::{MEMORY_CHANGES, MemoryChanges};
 use super::header::HEADER_SIZE;
-use super::memory::{self, MEMORY_HASHES, MemoryHashes, PAGE};
-use super::{Error, Info, MEMORY, STATE, Section, Sections};
+use super::memory::{self, MEMORY_HASHES, MemoryHashes};
+use super::{Error, Info, MEMORY, PAGE, STATE, Section, Sections};
 use crate::saved::Saved;
 
 /// Opens a file that others may have put there: one that is no file does not make anybody wait.
@@ -136,7 +136,8 @@ impl Snapshot {
         Err(Error::OtherMemory { path })
     }
 
-    /// Reads all of it, the memory too, and compares it with the checksums; and all that it builds on.
+    /// Reads state and memory, and compares them with the checksums; and all that they build on. Disks are looked at by
+    /// those who know what they are.
     pub fn check(&self) -> Result<(), Error> {
         let bases = self.bases()?;
         self.check_this()?;

@@ -233,7 +233,7 @@ impl Capture {
         if let Some((base, id)) = base {
             sections.push(MemoryChanges::new(draft.place(), &base, id, claim.changed.runs())?.section());
         }
-        Ok(Drafted { claim, draft, sections, tracked: untracked.is_none() })
+        Ok(Drafted { claim, draft, sections, disks: None, tracked: untracked.is_none() })
     }
 }
 
@@ -242,6 +242,7 @@ pub struct Drafted {
     claim: Claim,
     draft: Draft,
     sections: Vec<Section>,
+    disks: Option<SavedDisks>,
     tracked: bool,
 }
 
@@ -253,7 +254,7 @@ impl Drafted {
 
     /// Adds what the machine's disks were kept as.
     pub fn add_disks(&mut self, disks: &SavedDisks) {
-        self.sections.push(Section::of(SavedDisks::NAME, disks));
+        self.disks = Some(disks.clone());
     }
 
     /// Notes how the machine was described.
@@ -263,7 +264,11 @@ impl Drafted {
 
     /// Waits until it is on the disk, and puts it in its place.
     pub fn finish(self) -> Result<Info, Error> {
-        let Self { claim, draft, sections, tracked } = self;
+        let Self { claim, draft, mut sections, disks, tracked } = self;
+        if let Some(mut disks) = disks {
+            disks.add_checksums(draft.directory())?;
+            sections.push(Section::of(SavedDisks::NAME, &disks));
+        }
         let info = draft.finish(sections)?;
         claim.taken(tracked.then_some(info.id));
         Ok(info)

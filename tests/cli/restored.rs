@@ -280,6 +280,38 @@ fn devices_and_ports_go_on_and_lead_where_they_are_told() {
 }
 
 #[test]
+fn a_copy_of_a_disk_that_was_damaged_is_found_by_those_who_check() {
+    let session = Session::new();
+    let (disk, other, place) = (session.at("disk.img"), session.at("other.img"), session.at("place"));
+    [&disk, &other].iter().for_each(|disk| fs::write(disk, vec![7; 1 << 20]).unwrap());
+    let mut command = session.command(&["run", "--detach", "--name=one", "--disk", &disk]);
+    command.args(["--disk", &format!("{other},ro")]);
+    Running::start(command.args(guest("count"))).finish().with(0).silent();
+    session.run(&["snapshot", "one", &place]).with(0).silent();
+    session.run(&["kill", "one"]).with(0).silent();
+    let said = session.run(&["snapshot", "check", &place]).with(0).silent().stdout;
+    let words = format!("{other} is there and was not written to since; its content was not compared\n");
+    assert_eq!(said, format!("{place} is sound\n{words}"));
+    let report = session.json(&["snapshot", "check", &place]);
+    assert_eq!((&report["sound"], &report["not-read"][0]), (&true.into(), &other.as_str().into()));
+    let copy = format!("{place}/disks/0.raw");
+    let mut bytes = fs::read(&copy).unwrap();
+    bytes[0x54321] ^= 4;
+    fs::write(&copy, &bytes).unwrap();
+    session.run(&["snapshot", "check", &place]).refused(&["disks/0.raw is not what was written"]);
+    let report = session.run(&["snapshot", "check", &place, "--json"]).with(1).silent().stdout;
+    assert!(report.contains("\"sound\":false") && report.contains("0.raw is not"), "{report}");
+    session.run(&["restore", &place, "--check"]).refused(&["disks/0.raw is not what was written"]);
+    fs::write(&copy, &bytes[..1 << 19]).unwrap();
+    session.run(&["snapshot", "check", &place]).refused(&["0.raw", "524288 bytes"]);
+    bytes[0x54321] ^= 4;
+    fs::write(&copy, &bytes).unwrap();
+    session.run(&["snapshot", "check", &place]).with(0).silent();
+    fs::write(&other, b"other").unwrap();
+    session.run(&["snapshot", "check", &place]).refused(&["other.img"]);
+}
+
+#[test]
 fn a_disk_that_goes_on_in_an_overlay_is_told_of() {
     let session = Session::new();
     let (disk, place) = (session.at("disk.img"), session.at("one.snapshot"));

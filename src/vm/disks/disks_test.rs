@@ -81,7 +81,8 @@ fn capture(
     mode: impl Into<Option<DiskMode>>,
     stops: bool,
 ) -> SavedDisks {
-    let disks = machine.capture_disks(mode, &scene.draft(), stops).unwrap();
+    let mut disks = machine.capture_disks(mode, &scene.draft(), stops).unwrap();
+    disks.add_checksums(&scene.draft()).unwrap();
     let decoded = saved::decode::<SavedDisks>(&saved::encode(&disks)).unwrap();
     assert_eq!(decoded, disks);
     decoded
@@ -419,11 +420,64 @@ fn an_overlay_that_was_written_to_does_not_go_with_the_snapshot_s_memory() {
     refused(&scene.path("new.qcow2"), "name a file that is not there yet");
     // And others, be they fresh or not.
     refused(&scene.overlay("other.qcow2", &image, Format::Raw), "no overlay of what the snapshot has");
-    tools::create_overlay(&scene.path("large.qcow2"), &copy, Some(Format::Raw), Some(8 * MIB), false).unwrap();
+    tools::create_overlay(&scene.path("large.qcow2"), &copy, Some(Format::Raw), Some(8 * MIB), false)
+        .unwrap();
     refused(&scene.path("large.qcow2"), "no overlay of what the snapshot has");
     refused(&scene.image("none.qcow2", Format::Qcow2), "no overlay of what the snapshot has");
     refused(&image, "a.img");
     refused(&scene.draft(), "it is no file");
+}
+
+#[test]
+fn every_change_of_what_is_in_the_snapshot_is_found_by_a_check() {
+    let scene = Scene::new();
+    let (base, image) = (scene.image("base.img", Format::Raw), scene.image("a.img", Format::Raw));
+    let disks = [
+        spec("ephemeral,size=1M"),
+        spec(&format!("{},format=raw,overlay", base.display())),
+        spec(&format!("{},format=raw", image.display())),
+    ];
+    let machine = machine(&disks);
+    (0..3).for_each(|number| put(&*attached(&machine, number), 8192, 1));
+    for (mode, files) in [
+        (DiskMode::Copy, &["0.raw", "1.raw", "2.raw"][..]),
+        (DiskMode::Overlay, &["disk0.raw", "disk1.qcow2"]),
+    ] {
+        let saved = capture(&machine, &scene, mode, false);
+        let check = || saved.check(&scene.draft(), &Reopening::default());
+        check().unwrap();
+        for name in files {
+            let path = scene.draft().join("disks").join(name);
+            // A copy may have no holes.
+            let whole = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, &whole).unwrap();
+            check().unwrap();
+            for at in [8192, whole.len() - 1] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 0x10;
+                fs::write(&path, bytes).unwrap();
+                let error = check().unwrap_err().to_string();
+                assert!(error.contains(name), "{error}");
+            }
+            fs::write(&path, &whole[..whole.len() - 512]).unwrap();
+            let error = check().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("bytes"), "{error}");
+            fs::write(&path, &whole).unwrap();
+        }
+        check().unwrap();
+    }
+    // A file that the user names has to be the same.
+    let saved = capture(&machine, &Scene::new(), DiskMode::Copy, false);
+    let elsewhere = scene.path("elsewhere.raw");
+    let replaced = Reopening { replaced: vec![(2, elsewhere.clone())], ..Reopening::default() };
+    let mut bytes = fs::read(scene.draft().join("disks/2.raw")).unwrap();
+    fs::write(&elsewhere, &bytes).unwrap();
+    saved.check(&scene.draft(), &replaced).unwrap();
+    bytes[5] = 5;
+    fs::write(&elsewhere, &bytes).unwrap();
+    let error = saved.check(&scene.draft(), &replaced).unwrap_err().to_string();
+    assert!(error.contains("elsewhere.raw is not what was written"), "{error}");
 }
 
 #[test]

@@ -12,7 +12,8 @@
 //! system, as after a move) is only warned about. Where the user says that an image is now elsewhere, another time is
 //! only warned about too, as copying sets it; another length is refused even then. Files in the snapshot's directory
 //! are known by their length alone: their times are those of the last copy of the directory. Contents are not compared:
-//! a start would have to read them all.
+//! a start would have to read them all. Those in the snapshot's directory have checksums for [who
+//! asks](SavedDisks::check).
 //!
 //! Relies on `storage` and on the block device, which exchanges what it stores in while it rests.
 

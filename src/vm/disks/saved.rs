@@ -1,6 +1,7 @@
 //! What a snapshot says of disks, and what a machine that goes on is to have in their place.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use super::super::{Changes, DiskSource, DiskSpec};
 use super::{DiskMode, DisksError};
 use crate::memory::human;
 use crate::saved::Saved;
-use crate::snapshot::{self, DISKS, Snapshot, is_disk_name};
+use crate::snapshot::{self, DISKS, Snapshot, checksum, is_disk_name};
 use crate::storage::{self, Disk, DiskOptions, Format, Identity, Layer, Storage, tools};
 
 /// The disks of a machine, as a snapshot keeps them.
@@ -49,8 +50,9 @@ pub(super) struct SavedImage {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Place {
-    /// In the snapshot's directory, under this name.
-    Inside(String),
+    /// In the snapshot's directory, under this name. The checksum is made when the machine need not wait for it any
+    /// more, and is zeroes until then.
+    Inside { name: String, checksum: [u8; 32] },
     /// Elsewhere, under this full name.
     Outside { path: Vec<u8>, modified: (i64, i64), device: u64, inode: u64 },
 }
@@ -90,14 +92,14 @@ impl SavedDisks {
 
     /// What a snapshot says of its disks, if it says anything: it need not, for those who take care of them otherwise.
     pub fn of(snapshot: &Snapshot) -> Result<Option<Self>, snapshot::Error> {
-        snapshot.sections()?.take_if_there(DISKS)
+        snapshot.section(DISKS)
     }
 
     /// What there is to say of each.
     pub fn look(&self) -> Vec<DiskLook> {
         let path = |bytes: &Vec<u8>| PathBuf::from(OsStr::from_bytes(bytes));
         let image = |image: &SavedImage| match &image.place {
-            Place::Inside(name) => Path::new(DISKS).join(name),
+            Place::Inside { name, .. } => Path::new(DISKS).join(name),
             Place::Outside { path: bytes, .. } => path(bytes),
         };
         let look = |disk: &SavedDisk| DiskLook {
@@ -108,6 +110,28 @@ impl SavedDisks {
             went_on_in: disk.went_on_in.as_ref().map(path),
         };
         self.disks.iter().map(look).collect()
+    }
+
+    /// Notes what is in the images that are in the snapshot, which is being written in `draft`: nobody writes to them any
+    /// more.
+    pub(in crate::vm) fn add_checksums(&mut self, draft: &Path) -> Result<(), snapshot::Error> {
+        for image in self.disks.iter_mut().flat_map(|disk| &mut disk.images) {
+            if let Place::Inside { name, checksum } = &mut image.place {
+                let path = draft.join(DISKS).join(name);
+                let made = File::open(&path).and_then(|file| checksum::of_file(&file));
+                *checksum = made.map_err(snapshot::Error::io("read", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all images as a restore does, and reads those that are in the snapshot in `snapshot_dir`, to compare
+    /// them with their checksums.
+    pub fn check(&self, snapshot_dir: &Path, reopening: &Reopening) -> Result<(), DisksError> {
+        let directory = real(snapshot_dir);
+        self.disks.iter().enumerate().try_for_each(|(number, disk)| {
+            disk.check_images(&directory, find(&reopening.replaced, number).as_deref(), true)
+        })
     }
 
     /// The disks that a machine is to have which goes on from the snapshot in `snapshot_dir`, and which is `described`
@@ -127,21 +151,29 @@ impl SavedDisks {
         if let Some(number) = named.into_iter().find(|&number| number >= saved) {
             return Err(DisksError::NoSuchDisk { number, disks: saved });
         }
-        let directory = std::path::absolute(snapshot_dir).unwrap_or_else(|_| snapshot_dir.to_owned());
-        let find = |list: &[(usize, PathBuf)], number| {
-            list.iter().rev().find(|(of, _)| *of == number).map(|(_, path)| path.clone())
-        };
+        let directory = real(snapshot_dir);
         let disks = self.disks.iter().zip(described).enumerate();
         disks
             .map(|(number, (disk, described))| {
                 disk.check_description(described)?;
                 let replaced = find(&reopening.replaced, number);
-                disk.check_images(&directory, replaced.as_deref())?;
+                disk.check_images(&directory, replaced.as_deref(), false)?;
                 let overlay = find(&reopening.overlays, number);
                 disk.spec(&directory, described, replaced, overlay, reopening.write_references)
             })
             .collect()
     }
+}
+
+/// Where a snapshot is, for as long as the machine runs.
+fn real(snapshot_dir: &Path) -> PathBuf {
+    let absolute = || std::path::absolute(snapshot_dir).unwrap_or_else(|_| snapshot_dir.to_owned());
+    snapshot_dir.canonicalize().unwrap_or_else(|_| absolute())
+}
+
+/// What is said last of a disk.
+fn find(list: &[(usize, PathBuf)], number: usize) -> Option<PathBuf> {
+    list.iter().rev().find(|(of, _)| *of == number).map(|(_, path)| path.clone())
 }
 
 impl SavedDisk {
@@ -187,8 +219,8 @@ impl SavedDisk {
         self.images.first().ok_or(DisksError::Inconsistent("a disk has no image"))
     }
 
-    /// Looks at all images that the disk consists of.
-    fn check_images(&self, directory: &Path, replaced: Option<&Path>) -> Result<(), DisksError> {
+    /// Looks at all images that the disk consists of, and `reads` those that have checksums.
+    fn check_images(&self, directory: &Path, replaced: Option<&Path>, reads: bool) -> Result<(), DisksError> {
         let first = self.first()?;
         let path = match replaced {
             Some(path) => path.to_owned(),
@@ -213,10 +245,13 @@ impl SavedDisk {
             );
             return Err(self.changed(what));
         }
-        let mut layers = disk.layers().iter().zip(&self.images);
-        layers.try_for_each(|(layer, image)| {
-            image.check(layer, replaced.is_some()).map_err(|what| self.changed(what))
-        })
+        for (layer, image) in disk.layers().iter().zip(&self.images) {
+            image.check(layer, replaced.is_some()).map_err(|what| self.changed(what))?;
+            if reads && !image.holds_what_was_written(layer).map_err(DisksError::image(&self.name))? {
+                return Err(self.changed(format!("{} is not what was written", layer.path.display())));
+            }
+        }
+        Ok(())
     }
 
     /// Fails if there is an overlay already that was written to, or that shows something else than `base`. The guest
@@ -226,10 +261,10 @@ impl SavedDisk {
         if !overlay.try_exists().map_err(storage::Error::io("look at", overlay)).map_err(failed())? {
             return Ok(());
         }
-        let options =
-            DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
+        let options = DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
         let disk = Disk::open(overlay, &options).map_err(failed())?;
-        let used = |what| DisksError::UsedOverlay { disk: self.name.clone(), overlay: overlay.to_owned(), what };
+        let used =
+            |what| DisksError::UsedOverlay { disk: self.name.clone(), overlay: overlay.to_owned(), what };
         let base = base.canonicalize().map_err(storage::Error::io("find", base)).map_err(failed())?;
         let behind = disk.layers().get(1).and_then(|layer| layer.path.canonicalize().ok());
         if behind.is_none_or(|behind| behind != base) || disk.size() != self.size {
@@ -305,7 +340,8 @@ impl SavedDisk {
 
 impl SavedImage {
     pub fn inside(name: String, format: Format, len: u64) -> Self {
-        Self { place: Place::Inside(name), qcow2: format == Format::Qcow2, len }
+        let place = Place::Inside { name, checksum: [0; 32] };
+        Self { place, qcow2: format == Format::Qcow2, len }
     }
 
     pub fn outside(path: &Path, format: Format, found: &Identity) -> Self {
@@ -316,7 +352,7 @@ impl SavedImage {
     }
 
     fn is_inside(&self) -> bool {
-        matches!(self.place, Place::Inside(_))
+        matches!(self.place, Place::Inside { .. })
     }
 
     fn format(&self) -> Format {
@@ -325,10 +361,17 @@ impl SavedImage {
 
     fn path(&self, directory: &Path) -> Result<PathBuf, DisksError> {
         match &self.place {
-            Place::Inside(name) if is_disk_name(name) => Ok(directory.join(DISKS).join(name)),
-            Place::Inside(_) => Err(DisksError::Inconsistent("an image has a name that none has")),
+            Place::Inside { name, .. } if is_disk_name(name) => Ok(directory.join(DISKS).join(name)),
+            Place::Inside { .. } => Err(DisksError::Inconsistent("an image has a name that none has")),
             Place::Outside { path, .. } => Ok(PathBuf::from(OsStr::from_bytes(path))),
         }
+    }
+
+    /// Whether its content is that of which there is a checksum, if there is one.
+    fn holds_what_was_written(&self, found: &Layer) -> Result<bool, storage::Error> {
+        let Place::Inside { checksum, .. } = &self.place else { return Ok(true) };
+        let made = File::open(&found.path).and_then(|file| checksum::of_file(&file));
+        Ok(made.map_err(storage::Error::io("read", &found.path))? == *checksum)
     }
 
     /// Fails with what is different. An image that the user says to be elsewhere now, and what lies behind that, may
