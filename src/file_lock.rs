@@ -1,15 +1,24 @@
 //! Locks on bytes of a file that belong to whoever has it open (`F_OFD_SETLK`): they hold between programs, and go with
 //! the file's last descriptor, however its process ends.
 //!
-//! Relies on nothing; `storage` locks images with them, `vm` the directories of running machines.
+//! Relies on `kernel_files`; `storage` locks images with them, `vm` the directories of running machines.
 
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use crate::kernel_files;
 
 /// What QEMU and this program lock of an image that they use.
 pub(crate) const IMAGE: Range<i64> = 100..300;
+
+/// For how long the lock of a process is waited for that is dying. Memory of 64 GiB takes it seconds.
+const DYING: Duration = Duration::from_secs(10);
+/// The same of one that is not there: one that was killed keeps its files open until the kernel has ended what it left to
+/// io_uring.
+pub(crate) const NOBODY: Duration = Duration::from_secs(1);
 
 /// What others may have besides a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +51,48 @@ pub(crate) fn unlock(file: &File, range: Range<i64>) -> io::Result<()> {
     control(file, libc::F_OFD_SETLK, &mut request(libc::F_UNLCK, range))
 }
 
+/// Whether a process is about to end, whatever happens: killed, or on its way out. Until the kernel has freed its memory,
+/// which takes a while if that is large, it keeps what it has locked.
+pub(crate) fn is_dying(id: u32) -> bool {
+    let about = |file| kernel_files::read(&format!("/proc/{id}/{file}"));
+    let (Some(stat), Some(status)) = (about("stat"), about("status")) else { return false };
+    is_leaving(&stat).unwrap_or(false) || is_killed(&status)
+}
+
+/// Whether the kernel is taking a process apart, by its line in `stat` (proc_pid_stat(5)).
+fn is_leaving(stat: &str) -> Option<bool> {
+    /// The flag of one that has begun to end (`PF_EXITING`).
+    const EXITING: u64 = 4;
+    // What stands in brackets is its own to choose.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    // The flags are the ninth field of the line, six behind the state.
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    Some(matches!(state, "Z" | "X") || flags & EXITING != 0)
+}
+
+/// Whether it was sent a SIGKILL, by its `status`. That stays pending until the end.
+fn is_killed(status: &str) -> bool {
+    let pending = |key| u64::from_str_radix(kernel_files::field(status, key)?, 16).ok();
+    ["ShdPnd", "SigPnd"].into_iter().filter_map(pending).any(|set| set & 1 << (libc::SIGKILL - 1) != 0)
+}
+
+/// For how long the lock of this process is worth waiting for. That of a living one is not.
+pub(crate) fn patience(id: u32) -> Duration {
+    match fs::exists(format!("/proc/{id}")) {
+        _ if is_dying(id) => DYING,
+        Ok(false) => NOBODY,
+        _ => Duration::ZERO,
+    }
+}
+
 /// What a holder is called in messages.
 pub(crate) fn process(id: u32) -> String {
     let command = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+    let dying = if is_dying(id) { ", which is ending" } else { "" };
     match command.trim_end() {
-        "" => format!("process {id}"),
-        command => format!("process {id} ({command})"),
+        "" => format!("process {id}{dying}"),
+        command => format!("process {id} ({command}{dying})"),
     }
 }
 
@@ -81,5 +126,44 @@ fn control(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{self, Command, Stdio};
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_living_the_dying_and_the_gone_are_told_apart() {
+        assert!(!is_dying(process::id()));
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        // From the signal on, and until somebody asks for its status.
+        assert!(is_dying(child.id()));
+        let mut child_is_dead = || child.try_wait().unwrap().is_some();
+        let start = Instant::now();
+        while !child_is_dead() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+        }
+        assert!(!is_dying(child.id()));
+    }
+
+    #[test]
+    fn what_a_process_is_called_misleads_nobody() {
+        let stat =
+            |name: &str, state: &str, flags: u32| format!("7 ({name}) {state} 1 7 7 0 -1 {flags} 5 0\n");
+        assert_eq!(is_leaving(&stat("lodger", "S", 0x40_0040)), Some(false));
+        assert_eq!(is_leaving(&stat("a) Z 1 (b", "R", 0)), Some(false));
+        assert_eq!(is_leaving(&stat("lodger", "R", 0x40_0044)), Some(true));
+        assert_eq!(is_leaving(&stat("lodger", "Z", 0)), Some(true));
+        for odd in ["", "7 (x", "7 (x) ", "7 (x) S 1 2 3 4 5 six"] {
+            assert_eq!(is_leaving(odd), None, "{odd:?}");
+        }
+        assert!(is_killed("ShdPnd:\t0000000000000100\n"));
+        assert!(!is_killed("ShdPnd:\t0000000000004000\nSigPnd:\tnonsense\n"));
     }
 }

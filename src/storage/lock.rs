@@ -26,9 +26,6 @@ const FORBIDS: i64 = 200;
 
 /// How many processes are looked at to find the holder of a lock.
 const MOST_PROCESSES: usize = 100_000;
-/// For how long a lock is waited for that no process has: one that was killed keeps its files open until the kernel has
-/// ended what it left to io_uring.
-const NOBODY: Duration = Duration::from_secs(1);
 
 /// Locks the image for as long as the file is open; others who read it are compatible with those who read it, and
 /// nobody with one who writes it.
@@ -38,14 +35,19 @@ pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Er
         if try_once(file, path, for_writing)? {
             return Ok(());
         }
-        let holder = find_holder(file);
-        if holder.is_none() && start.elapsed() < NOBODY {
+        let (holder, patience) = match find_holder(file) {
+            Some(pid) if pid == std::process::id() => {
+                ("this process, which has it open already".to_owned(), Duration::ZERO)
+            }
+            Some(pid) => (file_lock::process(pid), file_lock::patience(pid)),
+            None => ("another process".to_owned(), file_lock::NOBODY),
+        };
+        if start.elapsed() < patience {
             thread::sleep(Duration::from_millis(5));
             continue;
         }
         // Of what is being written, there can be no overlay either.
         let only_read = for_writing && !is_written(file);
-        let holder = holder.unwrap_or_else(|| "another process".to_owned());
         return Err(Error::InUse { path: path.to_owned(), holder, only_read });
     }
 }
@@ -98,25 +100,14 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
 }
 
-/// Who has a lock on the file. The kernel does not tell it of locks of open files, but lists a process's locks
-/// with its descriptors, for those processes that we may look at.
-fn find_holder(file: &File) -> Option<String> {
+/// Who has a lock on the file, the living before the dying, and others before ourselves. The kernel does not tell it of
+/// locks of open files, but lists a process's locks with its descriptors, for those processes that we may look at.
+fn find_holder(file: &File) -> Option<u32> {
     let wanted = file.metadata().ok()?;
     let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
-    let mut own = None;
-    for process in processes {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if !has_lock(pid, &wanted, file) {
-            continue;
-        }
-        if pid == std::process::id() {
-            own = Some("this process, which has it open already".to_owned());
-            continue;
-        }
-        return Some(file_lock::process(pid));
-    }
-    own
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let holders = numbers.filter(|&pid| has_lock(pid, &wanted, file));
+    holders.min_by_key(|&pid| (file_lock::is_dying(pid), pid == std::process::id()))
 }
 
 fn has_lock(pid: u32, wanted: &fs::Metadata, ours: &File) -> bool {

@@ -228,6 +228,27 @@ fn a_killed_process_is_listed_as_dead_until_the_next_start() {
     assert_eq!(states, ["three", "two"]);
 }
 
+/// The kernel frees the memory of a process before it gives up what the process has locked.
+#[test]
+fn the_name_and_the_disk_of_a_large_killed_one_are_free_at_once() {
+    let session = Session::new();
+    let disk = session.at("disk.raw");
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let start = || {
+        let mut command =
+            session.command(&["run", "-d", "--name=one", "--memory=1G,prefault", "--disk", &disk]);
+        Running::start(command.args(guest(""))).finish()
+    };
+    start().with(0).silent();
+    for _ in 0..2 {
+        // SAFETY: a process of this session.
+        assert_eq!(unsafe { libc::kill(session.pid("one"), libc::SIGKILL) }, 0);
+        start().with(0).silent();
+    }
+    // A living one is not waited for.
+    start().refused(&["a VM called one already"]);
+}
+
 #[test]
 fn what_is_not_there_or_not_possible_is_said() {
     let session = Session::new();

@@ -173,6 +173,27 @@ fn whoever_removes_a_directory_is_waited_for() {
     });
 }
 
+/// The kernel frees the memory of a killed process first, and gives up its locks after that.
+#[test]
+fn a_dying_owner_is_waited_for_and_counts_as_dead() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    let mut dying = process::Command::new("true").spawn().unwrap();
+    wait_until(|| file_lock::is_dying(dying.id()));
+    let path = leave(&root, "one", &[(PID, &format!("{}\n", dying.id()))]);
+    let lock = open_pid(&path, false).unwrap();
+    assert!(file_lock::try_lock(&lock, Kind::Exclusive, OWNED).unwrap());
+    assert!(!list::look(&root, name("one")).unwrap().alive);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| Directory::take(&root, &name("one")));
+        thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        drop(lock);
+        waiting.join().unwrap().unwrap();
+    });
+    dying.wait().unwrap();
+}
+
 #[test]
 fn of_many_that_come_and_go_at_once_each_has_its_directory_for_itself() {
     let dir = TempDir::new();

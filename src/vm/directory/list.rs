@@ -39,7 +39,9 @@ pub fn find(name: &Name) -> Result<Option<Found>, Error> {
 pub(super) fn look(root: &Root, name: Name) -> Option<Found> {
     let path = root.path().join(name.as_str());
     let file = open_pid(&path, false).ok()?;
-    // Its owner has locked a part of it.
-    let alive = file_lock::conflict(&file, Kind::Exclusive, CHANGED).ok()?.is_some();
-    Some(Found { name, path, pid: owner(&file), alive })
+    let pid = owner(&file);
+    // Its owner has locked a part of it, and may be dying with that.
+    let is_locked = file_lock::conflict(&file, Kind::Exclusive, CHANGED).ok()?.is_some();
+    let alive = is_locked && !pid.is_some_and(file_lock::is_dying);
+    Some(Found { name, path, pid, alive })
 }

@@ -7,7 +7,7 @@
 //! in files and was given no name may have one later than all others, when its guest runs already: it costs 50 µs in
 //! memory, and milliseconds on some disks.
 //!
-//! Nobody waits for a lock, and no order of starts, ends and deaths leaves two owners or takes a file from a living
+//! Nobody waits for the lock of a living one, and no order of starts, ends and deaths leaves two owners or takes a file from a living
 //! one:
 //! - whoever has locked `pid` looks whether that is still the file of this name; if not, it begins anew;
 //! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
@@ -180,8 +180,8 @@ struct Directory {
 /// What came of an attempt to own a directory.
 enum Attempt {
     Owned(File),
-    /// Somebody else does, as far as can be known.
-    Taken(String),
+    /// This process does, as far as can be known.
+    Taken(u32),
     /// Somebody else is making or removing it just now.
     Changing,
 }
@@ -192,16 +192,15 @@ impl Directory {
         let path = root.path().join(name.as_str());
         let start = Instant::now();
         let pid = loop {
-            let holder = match attempt(&path)? {
+            let (holder, patience) = match attempt(&path)? {
                 Attempt::Owned(pid) => break pid,
-                Attempt::Taken(holder) => holder,
-                Attempt::Changing if start.elapsed() < PATIENCE => {
-                    thread::sleep(Duration::from_millis(1));
-                    continue;
-                }
-                Attempt::Changing => "a process that is only making or removing it".to_owned(),
+                Attempt::Taken(pid) => (file_lock::process(pid), file_lock::patience(pid)),
+                Attempt::Changing => ("a process that is only making or removing it".to_owned(), PATIENCE),
             };
-            return Err(Error::Taken { name: name.clone(), holder });
+            if start.elapsed() >= patience {
+                return Err(Error::Taken { name: name.clone(), holder });
+            }
+            thread::sleep(Duration::from_millis(1));
         };
         let kept = File::open(&path).ok().filter(|directory| directory.try_lock_shared().is_ok());
         // What fails from now on removes it again.
@@ -271,7 +270,7 @@ fn attempt(path: &Path) -> Result<Attempt, Error> {
     }
     let holds = file_lock::conflict(&pid, Kind::Exclusive, CHANGED).map_err(failed)?;
     Ok(match (holds, owner(&pid)) {
-        (Some(range), Some(owner)) if range == OWNED => Attempt::Taken(file_lock::process(owner)),
+        (Some(range), Some(owner)) if range == OWNED => Attempt::Taken(owner),
         // It is being made or removed, or was just now.
         _ => Attempt::Changing,
     })
