@@ -16,7 +16,7 @@ use lodger::vm::{
 use super::AnyError;
 use super::disk::output::disk_name;
 use super::guest::{self, Guest, ShownArgs};
-use super::snapshot;
+use super::snapshot::BaseArgs;
 
 /// What is said behind the list of options.
 pub const HELP: &str = "\
@@ -41,9 +41,8 @@ pub struct RestoreArgs {
     /// The snapshot
     directory: PathBuf,
 
-    /// Where the snapshot is that a diff builds on, if it is not where it was
-    #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    bases: BaseArgs,
 
     /// What the VM is called while it runs [default: what it was called before]
     #[arg(long, value_name = "NAME")]
@@ -136,7 +135,7 @@ impl FromStr for DiskAt {
 
 /// Runs the guest to its end; returns the process's exit status.
 pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, AnyError> {
-    let snapshot = snapshot::open(&arguments.directory, arguments.base.as_deref())?;
+    let snapshot = arguments.bases.open(&arguments.directory)?;
     let disks = SavedDisks::of(&snapshot)?;
     if arguments.check {
         snapshot.check()?;

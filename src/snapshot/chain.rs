@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Snapshot};
+use super::{Error, MemoryChanges, Snapshot};
 
 /// How many snapshots can be one upon the other, with the full one below all.
 pub const MOST_LAYERS: usize = 64;
@@ -19,16 +19,19 @@ pub struct Layer {
 }
 
 impl Snapshot {
-    /// For a diff whose base is somewhere else than it was: it is looked for in `base`.
-    pub fn with_base(mut self, base: &Path) -> Self {
-        self.base = Some(base.to_owned());
-        self
+    /// For a diff that builds on snapshots which are somewhere else than they were: each is told by its random number,
+    /// however deep below this one it is.
+    pub fn with_bases(mut self, places: &[PathBuf]) -> Result<Self, Error> {
+        for place in places {
+            self.moved.push((Self::open(place)?.info().id, place.clone()));
+        }
+        Ok(self)
     }
 
-    /// Where the snapshot should be that this one builds on, if it is a diff.
-    pub fn base(&self) -> Result<Option<PathBuf>, Error> {
-        let Some(changes) = self.changes()? else { return Ok(None) };
-        Ok(Some(self.base.clone().unwrap_or_else(|| self.directory().join(changes.base()))))
+    /// Where the snapshot should be that this one builds on, if these are its changes.
+    pub fn base(&self, changes: &MemoryChanges) -> PathBuf {
+        let moved = self.moved.iter().rev().find(|(id, _)| *id == changes.base_id());
+        moved.map_or_else(|| self.directory().join(changes.base()), |(_, place)| place.clone())
     }
 
     /// The snapshots that this one builds on: the nearest first, a full one last. Nothing if it is full itself. Each of
@@ -47,9 +50,9 @@ impl Snapshot {
     }
 
     fn open_base(&self) -> Result<Option<Self>, Error> {
-        let (Some(changes), Some(base)) = (self.changes()?, self.base()?) else { return Ok(None) };
-        let path = self.directory().to_owned();
-        let opened = Self::open(&base).map_err(|source| Error::Base {
+        let Some(changes) = self.changes()? else { return Ok(None) };
+        let (path, base) = (self.directory().to_owned(), self.base(&changes));
+        let mut opened = Self::open(&base).map_err(|source| Error::Base {
             path: path.clone(),
             base: base.clone(),
             source: Box::new(source),
@@ -58,6 +61,7 @@ impl Snapshot {
         if info.id != changes.base_id() || info.memory_size != own.memory_size {
             return Err(Error::OtherBase { path, base });
         }
+        opened.moved.clone_from(&self.moved);
         Ok(Some(opened))
     }
 

@@ -54,7 +54,7 @@ fn diffs_build_on_each_other() {
     Snapshot::open(two).unwrap().check().unwrap();
     let snapshot = Snapshot::open(two).unwrap();
     assert!(snapshot.is_diff() && !Snapshot::open(full).unwrap().is_diff());
-    assert_eq!(snapshot.base().unwrap(), Some(two.join("../one")));
+    assert_eq!(snapshot.base(&snapshot.changes().unwrap().unwrap()), two.join("../one"));
     for place in &places {
         assert!(is_built_on(&snapshot, place).unwrap());
     }
@@ -72,11 +72,43 @@ fn what_is_built_on_is_found_where_it_was_moved_with() {
     fs::rename(&one, elsewhere.join("one")).unwrap();
     let error = read(&elsewhere.join("one")).unwrap_err();
     assert!(matches!(error, Error::Base { .. }), "{error}");
-    let snapshot = Snapshot::open(&elsewhere.join("one")).unwrap().with_base(&full);
+    let snapshot = Snapshot::open(&elsewhere.join("one")).unwrap();
+    let snapshot = snapshot.with_bases(std::slice::from_ref(&full)).unwrap();
     assert_eq!(value(&snapshot.layers().unwrap(), 2), 12);
     snapshot.check().unwrap();
     fs::rename(&full, elsewhere.join("full")).unwrap();
     assert_eq!(read(&elsewhere.join("one")).unwrap().len(), 2);
+}
+
+#[test]
+fn whatever_is_below_is_found_by_its_number_where_it_is_said_to_be() {
+    let scratch = Scratch::new();
+    let places = ["full", "one", "two", "three"].map(|name| scratch.path(name));
+    write(&places[0]);
+    (1..4).for_each(|number| drop(write_diff(&places[number], &places[number - 1], &[(number as u64, 9)])));
+    let moved = ["a", "b"].map(|name| scratch.path(name));
+    // All but the last two.
+    fs::rename(&places[0], &moved[0]).unwrap();
+    fs::rename(&places[1], &moved[1]).unwrap();
+    let open = |bases: &[PathBuf]| Snapshot::open(&places[3]).unwrap().with_bases(bases);
+    for bases in [moved.clone(), [moved[1].clone(), moved[0].clone()]] {
+        let layers = open(&bases).unwrap().layers().unwrap();
+        assert_eq!([1, 2, 3].map(|number| value(&layers, number)), [9; 3]);
+    }
+    // The one that is still missing is named, with what to do.
+    for (given, missing) in [(0, "two/../one"), (1, "b/../full")] {
+        let error = open(&moved[given..=given]).unwrap().layers().unwrap_err().to_string();
+        assert!(error.contains(missing) && error.contains("(--base DIR)"), "{error}");
+    }
+    // In its place is another one.
+    write(&places[1]);
+    assert_eq!(open(&moved).unwrap().bases().unwrap().len(), 3);
+    let error = open(&moved[..1]).unwrap().layers().unwrap_err();
+    assert!(
+        matches!(error, Error::OtherBase { .. }) && error.to_string().contains("(--base DIR)"),
+        "{error}"
+    );
+    assert!(open(&[scratch.path("nowhere")]).unwrap_err().to_string().contains("nowhere"));
 }
 
 #[test]

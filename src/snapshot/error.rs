@@ -78,7 +78,12 @@ pub enum Error {
         path: PathBuf,
     },
     /// What a diff builds on cannot be used.
-    #[error("{} holds only what changed since the snapshot {}, which cannot be used: {source}", path.display(), base.display())]
+    #[error(
+        "{} holds only what changed since the snapshot {}, which cannot be used: {source}; if that is somewhere else by now, \
+         say where (--base DIR)",
+        path.display(),
+        base.display()
+    )]
     Base {
         /// The diff.
         path: PathBuf,
@@ -89,7 +94,8 @@ pub enum Error {
     },
     /// In the place of what a diff builds on is something else.
     #[error(
-        "{} is another snapshot than the one that {} builds on: it was replaced, or is not in its place",
+        "{} is another snapshot than the one that {} builds on: it was replaced, or is not in its place; if the right one is \
+         somewhere else, say where (--base DIR)",
         base.display(),
         path.display()
     )]

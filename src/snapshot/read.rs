@@ -27,8 +27,8 @@ pub struct Snapshot {
     path: PathBuf,
     state: File,
     info: Info,
-    /// Where the snapshot is that this one builds on, if it is not where it was.
-    pub(super) base: Option<PathBuf>,
+    /// Where snapshots are that are not where they were, and which they are.
+    pub(super) moved: Vec<([u8; 16], PathBuf)>,
 }
 
 impl Snapshot {
@@ -55,7 +55,7 @@ impl Snapshot {
         if size != info.state_size {
             return Err(Error::Length { path, expected: info.state_size, found: size });
         }
-        Ok(Self { directory: directory.to_owned(), path, state, info, base: None })
+        Ok(Self { directory: directory.to_owned(), path, state, info, moved: Vec::new() })
     }
 
     /// What the header says.
@@ -91,11 +91,7 @@ impl Snapshot {
 
     /// What changed since another snapshot, if this is a diff.
     pub fn changes(&self) -> Result<Option<MemoryChanges>, Error> {
-        let Some(entry) = self.info.sections.iter().find(|entry| entry.name == MEMORY_CHANGES) else {
-            return Ok(None);
-        };
-        let mut sections = Sections::new(vec![self.read_section(entry)?]);
-        let changes: MemoryChanges = sections.take(MEMORY_CHANGES)?;
+        let Some(changes) = self.section::<MemoryChanges>(MEMORY_CHANGES)? else { return Ok(None) };
         changes.check(self.info.memory_size).map_err(|what| Error::damaged(&self.path, what))?;
         Ok(Some(changes))
     }

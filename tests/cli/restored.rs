@@ -164,6 +164,14 @@ fn a_chain_of_diffs_is_restored_like_a_full_snapshot() {
     session.run(&["restore", &place(9)]).refused(&["diff5"]);
     restore(&session, &place(9), &["--base", &session.at("moved")]);
     assert!(wait_for_count(&session, "one", last + 1)[0] > last);
+    // However far below.
+    session.kill_process("one");
+    fs::rename(place(3), session.at("deep")).unwrap();
+    let line = ["restore", &place(9), "--base", &session.at("moved")];
+    session.run(&line).refused(&["diff3", "(--base DIR)"]);
+    let bases = ["--base", &session.at("deep"), "--base", &session.at("moved")];
+    session.run(&[&["snapshot", "check", &place(9)], &bases[..]].concat()).with(0).silent();
+    restore(&session, &place(9), &bases);
 }
 
 #[test]

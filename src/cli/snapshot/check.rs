@@ -6,6 +6,7 @@ use clap::Args;
 use lodger::vm::{Reopening, SavedDisks};
 use serde_json::json;
 
+use super::BaseArgs;
 use crate::cli::AnyError;
 use crate::cli::disk::output;
 
@@ -29,9 +30,8 @@ Examples:
 pub struct CheckArgs {
     /// The snapshot
     directory: PathBuf,
-    /// Where the snapshot is that a diff builds on, if it is not where it was
-    #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    bases: BaseArgs,
     /// Print what was found as JSON
     #[arg(long)]
     json: bool,
@@ -53,7 +53,7 @@ pub fn check(arguments: &CheckArgs) -> Result<u8, AnyError> {
 
 /// Reads all that has checksums; the images that have none.
 fn look(arguments: &CheckArgs) -> Result<Vec<PathBuf>, AnyError> {
-    let snapshot = super::open(&arguments.directory, arguments.base.as_deref())?;
+    let snapshot = arguments.bases.open(&arguments.directory)?;
     snapshot.check()?;
     let Some(disks) = SavedDisks::of(&snapshot)? else { return Ok(Vec::new()) };
     disks.check(snapshot.directory(), &Reopening::default())?;

@@ -9,6 +9,7 @@ use lodger::snapshot::{Info, PAGE, Snapshot};
 use lodger::vm::{DiskLook, SavedDisks};
 use serde_json::{Value, json};
 
+use super::BaseArgs;
 use crate::cli::AnyError;
 use crate::cli::disk::output::{self, disk_name, size};
 
@@ -30,16 +31,15 @@ Examples:
 pub struct InfoArgs {
     /// The snapshot
     directory: PathBuf,
-    /// Where the snapshot is that a diff builds on, if it is not where it was
-    #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    bases: BaseArgs,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn info(arguments: &InfoArgs) -> Result<u8, AnyError> {
-    let snapshot = super::open(&arguments.directory, arguments.base.as_deref())?;
+    let snapshot = arguments.bases.open(&arguments.directory)?;
     let base = Base::of(&snapshot)?;
     let path = snapshot.directory().display().to_string();
     let disks = SavedDisks::of(&snapshot)?.map(|disks| disks.look());
@@ -59,7 +59,8 @@ struct Base {
 
 impl Base {
     fn of(snapshot: &Snapshot) -> Result<Option<Self>, AnyError> {
-        let (Some(changes), Some(path)) = (snapshot.changes()?, snapshot.base()?) else { return Ok(None) };
+        let Some(changes) = snapshot.changes()? else { return Ok(None) };
+        let path = snapshot.base(&changes);
         Ok(Some(Self {
             path: fs::canonicalize(&path).unwrap_or(path).display().to_string(),
             id: changes.base_id(),

@@ -4,7 +4,7 @@ mod check;
 mod info;
 mod take;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use lodger::snapshot::{Error, Snapshot};
@@ -60,11 +60,19 @@ pub fn snapshot(arguments: &SnapshotArgs) -> Result<u8, AnyError> {
     }
 }
 
-/// Opens a snapshot; what it builds on may be somewhere else than it was.
-pub fn open(directory: &Path, base: Option<&Path>) -> Result<Snapshot, Error> {
-    let snapshot = Snapshot::open(directory)?;
-    Ok(match base {
-        Some(base) => snapshot.with_base(base),
-        None => snapshot,
-    })
+/// Where the snapshots are that a diff builds on.
+#[derive(Args)]
+pub struct BaseArgs {
+    /// Where a snapshot is that a diff builds on, if it is not where it was; may be given several times
+    ///
+    /// Whichever of those that are below each other it is: it is known by its id.
+    #[arg(long, value_name = "DIR")]
+    base: Vec<PathBuf>,
+}
+
+impl BaseArgs {
+    /// Opens a snapshot that builds on them, or on those that are where they were.
+    pub fn open(&self, directory: &Path) -> Result<Snapshot, Error> {
+        Snapshot::open(directory)?.with_bases(&self.base)
+    }
 }
