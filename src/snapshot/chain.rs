@@ -79,9 +79,9 @@ impl Snapshot {
 
 /// Whether a snapshot that is put in `place` would take the place of this one, or of one that it builds on.
 pub(crate) fn is_built_on(snapshot: &Snapshot, place: &Path) -> Result<bool, Error> {
-    let place = super::changes::real(place).map_err(Error::io("find", place))?;
+    let place = super::place::real(place).map_err(Error::io("find", place))?;
     let is_there = |snapshot: &Snapshot| {
-        let directory = super::changes::real(snapshot.directory());
+        let directory = super::place::real(snapshot.directory());
         directory.is_ok_and(|directory| directory == place)
     };
     Ok(is_there(snapshot) || snapshot.bases()?.iter().any(is_there))

@@ -1,13 +1,13 @@
 //! What makes a snapshot a diff: which pages it has, and which snapshot has the others.
 
 use std::ffi::OsString;
-use std::fs;
 use std::ops::Range;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::place::path_from;
 use super::{Error, PAGE, Section};
 use crate::saved::Saved;
 
@@ -102,34 +102,10 @@ impl MemoryChanges {
     }
 }
 
-/// How to get to `to` from the directory that is to be in `place`: both may be moved together then. What have nothing
-/// in common but the root directory are not moved together.
-fn path_from(place: &Path, to: &Path) -> std::io::Result<PathBuf> {
-    let to = fs::canonicalize(to)?;
-    let place = real(place)?;
-    let common = place.components().zip(to.components()).take_while(|(one, other)| one == other).count();
-    // The root directory is a component, too.
-    if common < 2 {
-        return Ok(to);
-    }
-    let up = place.components().skip(common).map(|_| Component::ParentDir);
-    let path: PathBuf = up.chain(to.components().skip(common)).collect();
-    // Nothing is left if both are one; the path of that is its own.
-    Ok(if path.as_os_str().as_bytes().is_empty() { PathBuf::from(".") } else { path })
-}
-
-/// The path of what need not be there yet, without links on the way.
-pub(super) fn real(place: &Path) -> std::io::Result<PathBuf> {
-    let place = std::path::absolute(place)?;
-    match (fs::canonicalize(&place), place.parent(), place.file_name()) {
-        (Ok(path), _, _) => Ok(path),
-        (Err(_), Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
-        (Err(error), _, _) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::saved;
     use crate::snapshot::testing::Scratch;
@@ -175,23 +151,5 @@ mod tests {
         }
         assert!(MemoryChanges { base: Vec::new(), ..changes(&[]) }.check(PAGE).is_err());
         assert!(MemoryChanges { base: vec![0], ..changes(&[]) }.check(PAGE).is_err());
-    }
-
-    #[test]
-    fn paths_are_relative_where_both_can_be_moved_together() {
-        let scratch = Scratch::new();
-        let base = scratch.path("base");
-        fs::create_dir(&base).unwrap();
-        let inner = scratch.path("diffs");
-        fs::create_dir(&inner).unwrap();
-        std::os::unix::fs::symlink(&base, scratch.path("latest")).unwrap();
-        let from = |place: &Path, to: &Path| path_from(place, to).unwrap();
-        assert_eq!(from(&scratch.path("diff"), &base), Path::new("../base"));
-        assert_eq!(from(&scratch.path("diff"), &scratch.path("latest")), Path::new("../base"));
-        assert_eq!(from(&inner.join("one"), &base), Path::new("../../base"));
-        assert_eq!(from(&base.join("within"), &base), Path::new(".."));
-        assert_eq!(from(&base, &base), Path::new("."));
-        assert_eq!(from(Path::new("/proc/self"), &base), fs::canonicalize(&base).unwrap());
-        assert!(path_from(&scratch.path("diff"), &scratch.path("none")).is_err());
     }
 }

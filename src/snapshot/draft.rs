@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::header::MAGIC;
 use super::memory::{MEMORY_HASHES, Writer};
+use super::place::check_outside;
 use super::{DISKS, Error, Info, MEMORY, STATE, Section};
 use crate::random;
 
@@ -33,7 +34,8 @@ impl Draft {
     /// Begins a snapshot that is to be in `place`, of a machine with `memory_size` bytes of memory. A snapshot that is
     /// there already stays valid until this one is [finished](Self::finish).
     pub fn begin(place: &Path, memory_size: u64) -> Result<Self, Error> {
-        let place = std::path::absolute(place).map_err(Error::io("find", place))?;
+        let place = super::place(place)?;
+        check_outside(&place)?;
         check_place(&place)?;
         let room = Room::beside(&place)?;
         let path = room.path.join(MEMORY);
@@ -241,7 +243,7 @@ fn sync_disks(path: &Path) -> Result<(), Error> {
 }
 
 /// Whether a file is the state of a snapshot, of whichever version, whole or not.
-fn is_state(path: &Path) -> bool {
+pub(super) fn is_state(path: &Path) -> bool {
     use std::os::unix::fs::FileExt;
     let mut found = [0; MAGIC.len()];
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);

@@ -222,3 +222,22 @@ fn what_is_no_image_among_a_snapshot_s_images_is_not_lost() {
     std::os::unix::fs::symlink("/", &disks).unwrap();
     assert!(matches!(Draft::begin(&place, MEMORY_SIZE), Err(Error::Occupied { .. })));
 }
+
+#[test]
+fn no_snapshot_is_written_into_another() {
+    let scratch = Scratch::new();
+    let place = scratch.path("outer");
+    let first = write(&place).id;
+    for inner in ["outer/inner", "outer/disks", "outer/disks/inner", "outer/../outer/inner"] {
+        if inner == "outer/disks/inner" {
+            fs::create_dir(scratch.path("outer/disks")).unwrap();
+        }
+        let error = Draft::begin(&scratch.path(inner), MEMORY_SIZE).err().unwrap();
+        assert!(matches!(&error, Error::Inside { snapshot, .. } if *snapshot == place), "{inner}: {error}");
+        assert_eq!(id(&place), first);
+    }
+    // It can be replaced still, by whichever name.
+    let second = write(&scratch.path("outer/../outer")).id;
+    assert_eq!(id(&place), second);
+    assert_eq!(scratch.names(), ["outer"]);
+}

@@ -151,6 +151,24 @@ pub enum Error {
         /// The place of the snapshot.
         path: PathBuf,
     },
+    /// It would be in another one.
+    #[error(
+        "{} is inside of the snapshot {}, which would not be one any more: choose a directory outside of it",
+        path.display(),
+        snapshot.display()
+    )]
+    Inside {
+        /// The place of the snapshot.
+        path: PathBuf,
+        /// The snapshot that is there.
+        snapshot: PathBuf,
+    },
+    /// There is nothing that it could be in.
+    #[error("{} is not there, so no snapshot can be written to it: make it first", path.display())]
+    NoDirectory {
+        /// The directory above the place of the snapshot.
+        path: PathBuf,
+    },
     /// The file system cannot exchange two directories.
     #[error(
         "the file system of {} cannot replace a snapshot in one step: choose a directory that is not there yet",

@@ -23,6 +23,7 @@ mod draft;
 mod error;
 mod header;
 mod memory;
+mod place;
 mod read;
 mod section;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use draft::{Draft, is_disk_name};
 pub use error::Error;
 pub use header::{Entry, Info, NEWEST_FORMAT};
 pub use memory::MemoryHashes;
+pub use place::place;
 pub use read::Snapshot;
 pub use section::{Section, Sections};
 

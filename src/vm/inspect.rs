@@ -79,8 +79,8 @@ pub struct RestoredFrom {
 impl From<&Snapshot> for RestoredFrom {
     fn from(snapshot: &Snapshot) -> Self {
         let place = snapshot.directory();
-        let absolute = std::path::absolute(place);
-        let directory = absolute.as_deref().unwrap_or(place).display().to_string();
+        let real = place.canonicalize();
+        let directory = real.as_deref().unwrap_or(place).display().to_string();
         Self { directory, id: snapshot.info().id_in_hex() }
     }
 }

@@ -350,7 +350,7 @@ fn what_cannot_be_taken_is_refused_and_the_guest_goes_on() {
         session.run(&line).refused(&["is no snapshot, so it is not replaced"]);
         assert_eq!(session.state("one"), "running");
     }
-    session.run(&["snapshot", "one", &session.at("no/such/place")]).refused(&["no/such"]);
+    session.run(&["snapshot", "one", &session.at("no/such/place")]).refused(&["no/such", "make it first"]);
     session.run(&["snapshot", "one"]).with(2);
     session.run(&["snapshot", "one", "/"]).refused(&["/ is there and is no snapshot"]);
     let mut command = session.command(&["run", "--detach", "--name=two", "--disk=ephemeral,size=1M"]);
@@ -393,6 +393,29 @@ fn what_cannot_be_restored_is_said_before_anything_runs() {
     memory.set_len(1 << 20).unwrap();
     session.run(&["restore", &place]).refused(&["memory", "cut short"]);
     assert_eq!(session.states(), []);
+}
+
+#[test]
+fn places_are_told_without_detours_and_no_snapshot_is_inside_of_another() {
+    let session = Session::new();
+    let (place, other) = (session.at("k1"), session.at("k2"));
+    session.detach("one", "count");
+    [&place, &other].iter().for_each(|place| fs::create_dir(place).unwrap());
+    // An empty directory will do.
+    let detour = format!("{other}/../k1/");
+    assert_eq!(session.json(&["snapshot", "one", &detour])["directory"], place.as_str());
+    session
+        .run(&["snapshot", "one", &session.at("k1/inner")])
+        .refused(&["inside of the snapshot", "/k1, which"]);
+    session.run(&["snapshot", "check", &place]).with(0).silent();
+    let diff = session.run(&["snapshot", "one", &format!("{place}/../k3/"), &format!("--diff={detour}")]);
+    if diff.status.success() {
+        assert_eq!(session.json(&["snapshot", "info", &session.at("k2/../k3")])["path"], session.at("k3"));
+        assert_eq!(session.json(&["snapshot", "info", &session.at("k3")])["base"]["path"], place.as_str());
+    }
+    session.run(&["kill", "one"]).with(0).silent();
+    restore(&session, &detour, &[]);
+    assert_eq!(session.json(&["ps"])[0]["restored-from"]["directory"], place.as_str());
 }
 
 #[test]

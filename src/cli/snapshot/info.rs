@@ -41,7 +41,8 @@ pub struct InfoArgs {
 pub fn info(arguments: &InfoArgs) -> Result<u8, AnyError> {
     let snapshot = arguments.bases.open(&arguments.directory)?;
     let base = Base::of(&snapshot)?;
-    let path = snapshot.directory().display().to_string();
+    let directory = snapshot.directory();
+    let path = directory.canonicalize().as_deref().unwrap_or(directory).display().to_string();
     let disks = SavedDisks::of(&snapshot)?.map(|disks| disks.look());
     let value = in_json(&path, snapshot.info(), base.as_ref(), disks.as_deref());
     let disks = disks.unwrap_or_default();

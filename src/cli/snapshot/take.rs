@@ -18,7 +18,7 @@ use crate::cli::vms::{text, until_gone};
 pub struct TakeArgs {
     /// What the VM is called; `lodger ps` lists them
     name: Name,
-    /// Where the snapshot is to be: a directory that is not there yet, or holds an older snapshot, which it replaces
+    /// Where the snapshot is to be: a directory that is not there yet, is empty, or holds an older snapshot, which it replaces
     directory: PathBuf,
     /// Keep only what changed since the last snapshot, or since the one that the VM was restored from
     ///

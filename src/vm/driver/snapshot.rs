@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, answer};
 use crate::hv::{Hypervisor, Vm};
-use crate::snapshot::{DISKS, Info};
+use crate::snapshot::{self, DISKS, Info};
 use crate::threads::lock;
 use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription};
 
@@ -34,6 +34,14 @@ pub struct Order {
     pub description: Option<SavedDescription>,
     /// Whether the machine ends there: nothing runs behind the point at which it was taken.
     pub stop: bool,
+}
+
+impl Order {
+    /// The same with paths that say where something is without a detour.
+    fn normal(&self) -> Result<Self, Error> {
+        let base = self.base.as_ref().map(|base| base.canonicalize().unwrap_or_else(|_| base.clone()));
+        Ok(Self { place: snapshot::place(&self.place)?, base, ..self.clone() })
+    }
 }
 
 /// What is being done for a snapshot.
@@ -137,6 +145,7 @@ impl<V: Vm> Handle<V> {
         tell: &mut dyn FnMut(Step),
     ) -> Result<Taken, SnapshotError> {
         let _turn = Turn::take(&self.shared.snapshot)?;
+        let order = &order.normal()?;
         let (capture, total) = self.copy(order, tell)?;
         let Read { drafted, disks, stopped_for, state, runs } = self.read(capture, hypervisor, order)?;
         tell(Step { phase: Phase::Disk, done: 0, total });
