@@ -2,20 +2,23 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use lodger::console::Spec;
+use lodger::hv::Hypervisor;
 use lodger::snapshot::Snapshot;
 use lodger::vm::description::Description;
 use lodger::vm::inspect::RestoredFrom;
 use lodger::vm::{
-    Clock, Config, DisksError, Error, Machine, Name, PortSpec, Reopening, SavedDescription, SavedDisks,
-    Timeline,
+    Clock, Config, DisksError, Error, Kernel, Machine, Name, PortSpec, Reopening, SavedDescription,
+    SavedDisks, Timeline, stored_for,
 };
 
 use super::AnyError;
 use super::disk::output::disk_name;
 use super::guest::{self, Guest, ShownArgs};
+use super::say::say;
 use super::snapshot::BaseArgs;
 
 /// What is said behind the list of options.
@@ -91,6 +94,11 @@ pub struct RestoreArgs {
 
     /// What the guest's clocks show: host if they have gone on meanwhile, stopped if no time has passed for the guest [default:
     /// host, unless the VM was described otherwise]
+    ///
+    /// Clocks that have gone on are right at once. But a kernel with periodic ticks, without high-resolution timers, makes up for
+    /// every tick of that time before it does anything else. Where KVM works without VT-x and AMD-V this takes some ten seconds for
+    /// a quarter of an hour, which a line on standard error warns of; with stopped it takes no time, and the guest's wall clock is
+    /// late.
     #[arg(long, value_name = "WHICH")]
     clock: Option<Clock>,
 
@@ -158,8 +166,40 @@ pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, An
         shown: &arguments.shown,
     };
     guest::host(&guest, timeline, |kvm, config, console, timeline| {
-        Machine::restore(kvm, config, &snapshot, console, timeline).map_err(with_port)
+        let machine = Machine::restore(kvm, config, &snapshot, console, timeline).map_err(with_port)?;
+        // The embedded guest has no ticks.
+        if config.clock == Clock::Host && !kvm.is_in_hardware() && config.kernel != Kernel::Embedded {
+            let warning = of_ticks(stored_for(&snapshot)?);
+            warning.iter().for_each(|warning| say!("lodger: {warning}"));
+        }
+        Ok(machine)
     })
+}
+
+/// What may come of clocks that are put forward where kernels run slowly: the handler of each tick that is made up for
+/// takes some 115 microseconds there, and nothing else runs before the last.
+fn of_ticks(stored: Duration) -> Option<String> {
+    const SHORT: Duration = Duration::from_secs(30);
+    (stored > SHORT).then(|| {
+        format!(
+            "the guest's clocks are put forward by {}; a kernel with periodic ticks makes up for each of them before it \
+             answers, which may take long on this host; --clock stopped avoids it",
+            time(stored)
+        )
+    })
+}
+
+/// A time for people.
+fn time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        (1, _, _) => format!("a day and {hours} h"),
+        _ => format!("{days} days and {hours} h"),
+    }
 }
 
 /// What the snapshot says of its machine.
@@ -294,6 +334,23 @@ mod tests {
         let ports: Vec<_> = changed.ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["agent,pty", "log,file=log"]);
         assert_eq!((changed.disks, changed.clock), (config().disks, Clock::Stopped));
+    }
+
+    #[test]
+    fn clocks_that_are_put_forward_far_are_told_of() {
+        let said = |seconds| of_ticks(Duration::from_secs(seconds));
+        assert_eq!((said(0), said(30)), (None, None));
+        for (seconds, time) in [
+            (31, "31 s"),
+            (843, "14 min 3 s"),
+            (3600, "1 h 0 min"),
+            (90_061, "a day and 1 h"),
+            (u64::MAX, "213503982334601 days and 7 h"),
+        ] {
+            let said = said(seconds).unwrap();
+            let forward = format!("put forward by {time}; ");
+            assert!(said.contains(&forward) && said.contains("--clock stopped"), "{said}");
+        }
     }
 
     #[test]

@@ -2,6 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::hv::SavedClock;
+use crate::saved::Saved;
+use crate::snapshot::{self, Snapshot};
 
 /// What the clocks of a machine show that goes on from a snapshot.
 ///
@@ -40,6 +45,14 @@ impl fmt::Display for Clock {
             Self::Stopped => "stopped",
         })
     }
+}
+
+/// By how much the clocks of a machine are put forward that goes on from a snapshot now, if they [go on](Clock::Host).
+pub fn stored_for(snapshot: &Snapshot) -> Result<Duration, snapshot::Error> {
+    let saved: Option<SavedClock> = snapshot.section(SavedClock::NAME)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A host's clock that shows an earlier time does not set them back.
+    Ok(saved.map_or(Duration::ZERO, |saved| now.saturating_sub(Duration::from_nanos(saved.host))))
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ use crate::x86::topology::TopologyError;
 use crate::{boot, bus, hv, memory, snapshot, storage};
 pub use balloon::{BalloonSpec, BalloonSpecError};
 pub use capture::{CannotCapture, Capture, Drafted, Progress};
-pub use clock::{Clock, ClockError};
+pub use clock::{Clock, ClockError, stored_for};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};

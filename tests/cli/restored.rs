@@ -4,8 +4,15 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Stdio;
 
+use lodger::hv::kvm::Kvm;
+use lodger::hv::{Hypervisor, SavedClock};
+use lodger::saved::Saved;
+use lodger::snapshot::{Draft, Section, Snapshot};
+use lodger::vm::description::Description;
+use lodger::vm::{Kernel, SavedDescription};
 use serde_json::Value;
 
 use crate::support::{Running, Screen, Session, guest, wait_until};
@@ -416,6 +423,46 @@ fn places_are_told_without_detours_and_no_snapshot_is_inside_of_another() {
     session.run(&["kill", "one"]).with(0).silent();
     restore(&session, &detour, &[]);
     assert_eq!(session.json(&["ps"])[0]["restored-from"]["directory"], place.as_str());
+}
+
+/// Puts the same snapshot to another place, as if it had been taken so many seconds earlier, of a guest with a kernel of
+/// its own.
+fn make_older(place: &str, other: &str, seconds: u64) {
+    let snapshot = Snapshot::open(Path::new(place)).unwrap();
+    let mut found = snapshot.sections().unwrap();
+    let mut clock: SavedClock = found.take(SavedClock::NAME).unwrap();
+    clock.host -= seconds * 1_000_000_000;
+    let mut described: SavedDescription = found.take(SavedDescription::NAME).unwrap();
+    let mut description = Description::from_toml(&described.text).unwrap();
+    description.config.kernel = Kernel::File("/boot/kernel".into());
+    described.text = description.to_toml().unwrap();
+    let mut sections =
+        vec![Section::of(SavedClock::NAME, &clock), Section::of(SavedDescription::NAME, &described)];
+    let names = snapshot.info().sections.iter().map(|entry| &entry.name);
+    sections.extend(names.filter_map(|name| found.take_section(name).ok()));
+    let size = snapshot.info().memory_size;
+    let memory = fs::read(format!("{place}/memory")).unwrap();
+    let mut draft = Draft::begin(Path::new(other), size).unwrap();
+    draft.put(0, &memory[..size as usize]).unwrap();
+    draft.finish(sections).unwrap();
+}
+
+#[test]
+fn clocks_that_are_put_forward_far_are_told_of_where_that_may_take_long() {
+    let session = Session::new();
+    let (place, older) = (session.at("place"), session.at("older"));
+    session.detach("one", "count");
+    session.run(&["snapshot", "one", &place, "--stop"]).with(0);
+    make_older(&place, &older, 1000);
+    let interprets = !Kvm::open().unwrap().is_in_hardware();
+    let finished = session.run(&["restore", &older, "--detach"]).with(0);
+    let words = ["clocks are put forward by 16 min", "periodic ticks", "--clock stopped"];
+    let is_told = words.iter().all(|words| finished.stderr.contains(words));
+    assert_eq!((is_told, finished.stderr.is_empty()), (interprets, !interprets), "{finished:?}");
+    assert_eq!(finished.stdout, "one\n");
+    wait_for_count(&session, "one", 5);
+    session.run(&["kill", "one"]).with(0).silent();
+    restore(&session, &older, &["--clock=stopped"]);
 }
 
 #[test]
