@@ -11,12 +11,11 @@ use lodger::snapshot::Snapshot;
 use lodger::vm::description::Description;
 use lodger::vm::inspect::RestoredFrom;
 use lodger::vm::{
-    Clock, Config, DisksError, Error, Kernel, Machine, Name, PortSpec, Reopening, SavedDescription,
-    SavedDisks, Timeline, stored_for,
+    Clock, Config, Error, Kernel, Machine, Name, PortSpec, Reopening, SavedDescription, SavedDisks, Timeline,
+    disk_name, stored_for,
 };
 
 use super::AnyError;
-use super::disk::output::disk_name;
 use super::guest::{self, Guest, ShownArgs};
 use super::say::say;
 use super::snapshot::BaseArgs;
@@ -147,15 +146,13 @@ pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, An
     let disks = SavedDisks::of(&snapshot)?;
     if arguments.check {
         snapshot.check()?;
-        let checked =
-            disks.iter().try_for_each(|disks| disks.check(snapshot.directory(), &arguments.reopening()));
-        checked.map_err(advised)?;
+        let reopening = arguments.reopening();
+        disks.iter().try_for_each(|disks| disks.check(snapshot.directory(), &reopening))?;
     }
     let mut description = arguments.change(described(&snapshot)?)?;
     if let Some(disks) = disks {
         let described = &description.config.disks;
-        let specs = disks.specs(snapshot.directory(), described, &arguments.reopening());
-        description.config.disks = specs.map_err(advised)?;
+        description.config.disks = disks.specs(snapshot.directory(), described, &arguments.reopening())?;
     }
     timeline.mark("snapshot opened");
     let guest = Guest {
@@ -271,16 +268,6 @@ fn no_disk(number: usize, config: &Config) -> String {
 }
 
 /// An error with what the user can do about it here.
-fn advised(error: DisksError) -> AnyError {
-    match &error {
-        DisksError::Image { .. } | DisksError::Changed { .. } => {
-            format!("{error}; --disk vdX=FILE says where an image is by now").into()
-        }
-        _ => error.into(),
-    }
-}
-
-/// The same.
 fn with_port(error: Error) -> AnyError {
     match &error {
         Error::Port { name, .. } => format!("{error}; --port {name},WHERE has it lead somewhere else").into(),

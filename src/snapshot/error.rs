@@ -19,8 +19,11 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The directory has no file `state`.
-    #[error("{} holds no snapshot: there is no file `state` in it", path.display())]
+    /// The directory has no file `state`, or is none.
+    #[error("there is no snapshot in {}: {}", path.display(), match path.is_dir() {
+        true => "it has no file `state`",
+        false => "there is no such directory",
+    })]
     NoSnapshot {
         /// The directory.
         path: PathBuf,

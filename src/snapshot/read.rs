@@ -36,7 +36,9 @@ impl Snapshot {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(STATE);
         let state = open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound if directory.is_dir() => Error::NoSnapshot { path: directory.to_owned() },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Error::NoSnapshot { path: directory.to_owned() }
+            }
             _ => Error::Io { action: "open", path: path.clone(), source },
         })?;
         let size = state.metadata().map_err(Error::io("read", &path))?.len();

@@ -132,7 +132,7 @@ fn what_is_no_snapshot_is_refused_at_once() {
     let refused = || Snapshot::open(&place).map(drop).unwrap_err().to_string();
     assert!(refused().contains("cannot open"), "{}", refused());
     fs::create_dir(&place).unwrap();
-    assert!(refused().contains("holds no snapshot"), "{}", refused());
+    assert!(refused().contains("there is no snapshot in"), "{}", refused());
     let state = place.join(STATE);
     fs::write(&state, vec![b'x'; 4096]).unwrap();
     assert!(refused().contains("does not begin with LODGSNAP"), "{}", refused());

@@ -16,6 +16,11 @@ const MOST_QUEUES: u16 = 16;
 /// What stands in place of a file for a disk that has none.
 const EPHEMERAL: &str = "ephemeral";
 
+/// What Linux calls a disk of a guest's, the first being number 0. There are fewer than letters.
+pub fn disk_name(number: usize) -> String {
+    format!("vd{}", char::from(b'a' + (number % 26) as u8))
+}
+
 /// A disk: what holds it, and how the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {

@@ -48,7 +48,7 @@ pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, Memory
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
 pub use directory::{DirectoryError, Found, Name, NameError, find, list};
-pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError};
+pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError, disk_name};
 pub use disks::{DiskImage, DiskLook, DiskMode, DisksError, Reopening, SavedDisks, UnknownDiskMode};
 pub use ear::Ear;
 pub use machine::{Devices, Machine};

@@ -286,7 +286,11 @@ fn devices_and_ports_go_on_and_lead_where_they_are_told() {
     wait_for_count(&session, "two", 3);
     session.run(&["snapshot", "two", &again, "--stop"]).with(0).silent();
     fs::rename(&image, session.at("moved.img")).unwrap();
-    session.run(&["restore", &again]).refused(&["elsewhere.img", "--disk vdX=FILE"]);
+    session.run(&["restore", &again]).refused(&[
+        "vda (",
+        "elsewhere.img is not there; put it back",
+        "--disk vda=FILE",
+    ]);
     let moved = format!("vda={}", session.at("moved.img"));
     let overlay = format!("vda={}", session.at("changes.qcow2"));
     session.run(&["restore", &again, "--detach", "--disk", &moved, "--overlay", &overlay]).with(0);
@@ -378,8 +382,10 @@ fn what_cannot_be_restored_is_said_before_anything_runs() {
     let place = session.at("sound");
     session.detach("one", "count");
     session.run(&["snapshot", "one", &place, "--stop"]).with(0);
-    session.run(&["restore", &session.at("nowhere")]).refused(&["nowhere"]);
-    session.run(&["restore", session.path().to_str().unwrap()]).refused(&["there is no file `state` in it"]);
+    let words =
+        ["there is no snapshot in", "nowhere: there is no such directory", "`lodger snapshot NAME DIR`"];
+    session.run(&["restore", &session.at("nowhere")]).refused(&words);
+    session.run(&["restore", session.path().to_str().unwrap()]).refused(&["it has no file `state`"]);
     session.run(&["restore"]).with(2);
     let stored = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/v1");
     session.run(&["restore", stored]).refused(&["does not say how its machine was described"]);

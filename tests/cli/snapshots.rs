@@ -45,7 +45,10 @@ fn what_is_no_snapshot_is_refused_with_the_reason() {
     let place = scratch.path().to_str().unwrap();
     for command in ["info", "check"] {
         let finished = lodger(["snapshot", command, place], "").with(1);
-        assert!(finished.stderr.contains("there is no file `state` in it"), "{finished:?}");
+        assert!(
+            finished.stderr.contains("it has no file `state`; `lodger snapshot NAME DIR` takes one"),
+            "{finished:?}"
+        );
     }
     scratch.file(
         "state",

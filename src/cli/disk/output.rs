@@ -44,11 +44,6 @@ fn in_a_line(info: &Info) -> String {
     format!("{}: {format}, {disk}{behind}, takes {}", image.path.display(), size(image.allocated))
 }
 
-/// What Linux calls a disk of a guest's, the first being number 0. There are fewer than letters.
-pub fn disk_name(number: usize) -> String {
-    format!("vd{}", char::from(b'a' + (number % 26) as u8))
-}
-
 /// A size for people.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lodger::snapshot::{Info, PAGE, Snapshot};
-use lodger::vm::{DiskLook, SavedDisks};
+use lodger::vm::{DiskLook, SavedDisks, disk_name};
 use serde_json::{Value, json};
 
 use super::BaseArgs;
 use crate::cli::AnyError;
-use crate::cli::disk::output::{self, disk_name, size};
+use crate::cli::disk::output::{self, size};
 
 const HELP: &str = "\
 Only the header is read, and of a diff what it builds on: the memory is not looked at.

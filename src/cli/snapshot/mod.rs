@@ -72,7 +72,12 @@ pub struct BaseArgs {
 
 impl BaseArgs {
     /// Opens a snapshot that builds on them, or on those that are where they were.
-    pub fn open(&self, directory: &Path) -> Result<Snapshot, Error> {
-        Snapshot::open(directory)?.with_bases(&self.base)
+    pub fn open(&self, directory: &Path) -> Result<Snapshot, AnyError> {
+        match Snapshot::open(directory) {
+            Err(error @ Error::NoSnapshot { .. }) => {
+                Err(format!("{error}; `lodger snapshot NAME DIR` takes one").into())
+            }
+            opened => Ok(opened?.with_bases(&self.base)?),
+        }
     }
 }

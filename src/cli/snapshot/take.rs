@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 use lodger::control::Client;
-use lodger::vm::{DiskMode, Name};
+use lodger::vm::{DiskMode, Name, disk_name};
 use serde_json::{Value, json};
 
 use crate::cli::AnyError;
-use crate::cli::disk::output::{self, Progress, disk_name};
+use crate::cli::disk::output::{self, Progress};
 use crate::cli::vms::{text, until_gone};
 
 /// Which machine, and where to.

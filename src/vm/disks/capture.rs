@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::directory::Files;
 use super::super::machine::Machine;
-use super::super::{DiskSource, Error};
+use super::super::{DiskSource, Error, disk_name};
 use super::attached::{Attached, Opened, own_name};
 use super::saved::{SavedDisk, SavedDisks, SavedImage};
 use super::{DiskMode, DisksError};
@@ -75,8 +75,8 @@ impl Attached {
     /// What it is called in messages.
     pub fn name(&self, number: usize) -> String {
         match self.spec.source {
-            DiskSource::Ephemeral { .. } => format!("disk {number} (ephemeral)"),
-            DiskSource::Image { ref path, .. } => format!("disk {number} ({})", path.display()),
+            DiskSource::Ephemeral { .. } => format!("{} (ephemeral)", disk_name(number)),
+            DiskSource::Image { ref path, .. } => format!("{} ({})", disk_name(number), path.display()),
         }
     }
 
@@ -166,12 +166,12 @@ impl<'a> Capture<'a> {
         match mode {
             DiskMode::Reference if image.spec.read_only => {}
             DiskMode::Reference if own => {
-                return refused("it goes away with the machine", "keep it by copy or by overlay");
+                return refused("it goes away with the VM", "keep it by copy or by overlay");
             }
             DiskMode::Reference if !self.stops => {
                 return refused(
-                    "the machine goes on writing to it",
-                    "stop the machine with the snapshot, or keep the disk by copy or by overlay",
+                    "the VM goes on writing to it",
+                    "end the VM with its snapshot (--stop), or keep the disk by copy or by overlay",
                 );
             }
             DiskMode::Reference | DiskMode::Overlay if on_device => {
@@ -247,8 +247,8 @@ impl<'a> Capture<'a> {
             if !found.is_same_file(layer.identity()) {
                 return Err(DisksError::Changed {
                     disk: name,
-                    what: format!("{} is not the file any more that the machine has open", path.display()),
-                    advice: "give that its name back, or keep the disk by copy",
+                    what: format!("{} is not the file any more that the VM has open", path.display()),
+                    advice: "give that its name back, or keep the disk by copy".to_owned(),
                 });
             }
             images.push(SavedImage::outside(&path, layer.format, &found));

@@ -247,7 +247,7 @@ fn what_is_named_is_written_to_only_when_that_is_asked_for_and_only_once() {
     (0..2).for_each(|number| put(&*attached(&machine, number), 8192, 7));
     assert!(
         refusal(&machine, &scene, DiskMode::Reference, false)
-            .contains("goes on writing to it; stop the machine")
+            .contains("the VM goes on writing to it; end the VM with its snapshot (--stop), or")
     );
     let saved = capture(&machine, &scene, None, true);
     assert!(saved.look().iter().all(|disk| disk.mode == DiskMode::Reference));
@@ -279,7 +279,7 @@ fn what_cannot_be_kept_so_is_refused_with_what_can() {
     let machine = machine(&[spec("ephemeral,size=1M")]);
     let error = refusal(&machine, &scene, DiskMode::Reference, true);
     assert!(
-        error.contains("disk 0 (ephemeral) cannot be kept by reference: it goes away with the machine"),
+        error.contains("vda (ephemeral) cannot be kept by reference: it goes away with the VM"),
         "{error}"
     );
     drop(machine);
@@ -329,23 +329,28 @@ fn what_is_missing_other_or_damaged_is_named() {
     assert!(said(&named, &disks[..1]).contains("with 2 disks, and this one is to have 1"));
     let other = |disk: &str| [spec(&format!("{},{disk}", one.display())), disks[1].clone()];
     let error = said(&named, &other("serial=y"));
-    assert!(error.contains("disk 0 (") && error.contains("the serial number \"x\""), "{error}");
+    assert!(error.contains("vda (") && error.contains("the serial number \"x\""), "{error}");
     let error = said(&named, &other("serial=x,ro"));
     assert!(error.contains("was one that can be written to when"), "{error}");
     // Copies.
     let copy = scene.draft().join("disks/1.raw");
     fs::File::options().write(true).open(&copy).unwrap().set_len(4 * MIB - 512).unwrap();
     let error = said(&copied, &disks);
-    assert!(error.contains("disk 1 (") && error.contains("1.raw holds a disk of 4193792 bytes"), "{error}");
+    assert!(error.contains("vdb (") && error.contains("1.raw holds a disk of 4193792 bytes"), "{error}");
     fs::remove_file(&copy).unwrap();
-    assert!(said(&copied, &disks).contains("cannot open"));
+    let error = said(&copied, &disks);
+    assert!(
+        error.contains("1.raw is not there; put it back, or say where it is by now (--disk vdb=FILE)"),
+        "{error}"
+    );
     // The user's own: exchanged, longer, gone, and elsewhere.
     touch(&one);
     let error = said(&named, &disks);
-    assert!(error.contains("disk 0 (") && error.contains("one.img was written to since"), "{error}");
+    assert!(error.contains("vda (") && error.contains("one.img was written to since"), "{error}");
     let moved = scene.path("moved.img");
     fs::rename(&one, &moved).unwrap();
-    assert!(said(&named, &disks).contains("cannot open"));
+    let error = said(&named, &disks);
+    assert!(error.starts_with("vda (") && error.contains("one.img is not there; put it back"), "{error}");
     let replaced =
         |number, path: &Path| Reopening { replaced: vec![(number, path.to_owned())], ..Reopening::default() };
     let found = named.specs(&scene.draft(), &disks, &replaced(0, &moved)).unwrap();
@@ -358,7 +363,7 @@ fn what_is_missing_other_or_damaged_is_named() {
     let error = named.specs(&scene.draft(), &disks, &replaced(0, &moved)).unwrap_err().to_string();
     assert!(error.contains("moved.img holds a disk of 5242880 bytes, and held 4194304"), "{error}");
     let error = named.specs(&scene.draft(), &disks, &replaced(2, &moved)).unwrap_err().to_string();
-    assert!(error.contains("there is no disk 2: the snapshot has 2"), "{error}");
+    assert!(error.contains("has no disk vdc: the last is vdb"), "{error}");
 }
 
 #[test]
@@ -378,7 +383,10 @@ fn an_overlay_that_the_user_names_is_kept() {
     let disk = attached(&self::machine(&specs), 0);
     assert_eq!((byte(&*disk, 0), byte(&*disk, 4096)), (4, 5));
     let error = saved.specs(&scene.draft(), &disks, &reopening(1)).unwrap_err().to_string();
-    assert!(error.contains("is only read"), "{error}");
+    assert!(error.contains("kept.qcow2: it is only read"), "{error}");
+    let nowhere = Reopening { overlays: vec![(0, scene.path("no/kept.qcow2"))], ..Reopening::default() };
+    let error = saved.specs(&scene.draft(), &disks, &nowhere).unwrap_err().to_string();
+    assert!(error.contains("no/kept.qcow2: its directory is not there"), "{error}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Changes, DiskSource, DiskSpec};
+use super::{Changes, DiskSource, DiskSpec, disk_name};
 use crate::devices::virtio::blk::CannotExchange;
 use crate::storage;
 pub use attached::DiskImage;
@@ -150,6 +150,19 @@ pub enum DisksError {
         /// What the description says.
         asked: String,
     },
+    /// An image is gone.
+    #[error(
+        "{disk}: {} is not there; put it back, or say where it is by now (--disk {name}=FILE)",
+        image.display()
+    )]
+    Missing {
+        /// Which disk.
+        disk: String,
+        /// What its guest calls it.
+        name: String,
+        /// The image.
+        image: PathBuf,
+    },
     /// It is not what it was.
     #[error("{disk}: {what}; {advice}")]
     Changed {
@@ -158,36 +171,28 @@ pub enum DisksError {
         /// With which file, and what is different.
         what: String,
         /// What to do.
-        advice: &'static str,
+        advice: String,
     },
-    /// What the guest writes cannot go to where something else is already.
-    #[error(
-        "the changes of {disk} cannot be kept in {}: {what}; name a file that is not there yet, or remove this one",
-        overlay.display()
-    )]
-    UsedOverlay {
+    /// What the guest writes cannot go there.
+    #[error("the changes of {disk} cannot be kept in {}: {what}", overlay.display())]
+    Overlay {
         /// Which disk.
         disk: String,
         /// The overlay.
         overlay: PathBuf,
-        /// Why not.
-        what: &'static str,
+        /// Why not, and what to do.
+        what: String,
     },
     /// Something was said of a disk that there is not.
-    #[error("there is no disk {number}: the snapshot has {disks}, and the first is number 0")]
+    #[error("the snapshot has no disk {}: {}", disk_name(*.number), match disks {
+        0 => "it has none at all".to_owned(),
+        disks => format!("the last is {}", disk_name(disks - 1)),
+    })]
     NoSuchDisk {
         /// The number.
         number: usize,
         /// How many there are.
         disks: usize,
-    },
-    /// What is said of a disk means nothing for it.
-    #[error("{disk} {what}")]
-    Unfit {
-        /// Which disk.
-        disk: String,
-        /// Why it means nothing.
-        what: &'static str,
     },
     /// The snapshot's section makes no sense.
     #[error("the snapshot contradicts itself: {0}")]

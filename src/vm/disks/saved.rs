@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::iter;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Changes, DiskSource, DiskSpec};
+use super::super::{Changes, DiskSource, DiskSpec, disk_name};
 use super::{DiskMode, DisksError};
 use crate::memory::human;
 use crate::saved::Saved;
@@ -130,7 +131,8 @@ impl SavedDisks {
     pub fn check(&self, snapshot_dir: &Path, reopening: &Reopening) -> Result<(), DisksError> {
         let directory = real(snapshot_dir);
         self.disks.iter().enumerate().try_for_each(|(number, disk)| {
-            disk.check_images(&directory, find(&reopening.replaced, number).as_deref(), true)
+            let replaced = find(&reopening.replaced, number);
+            disk.check_images(&Search { number, directory: &directory, replaced: replaced.as_deref() }, true)
         })
     }
 
@@ -157,12 +159,23 @@ impl SavedDisks {
             .map(|(number, (disk, described))| {
                 disk.check_description(described)?;
                 let replaced = find(&reopening.replaced, number);
-                disk.check_images(&directory, replaced.as_deref(), false)?;
+                let search = Search { number, directory: &directory, replaced: replaced.as_deref() };
+                disk.check_images(&search, false)?;
                 let overlay = find(&reopening.overlays, number);
                 disk.spec(&directory, described, replaced, overlay, reopening.write_references)
             })
             .collect()
     }
+}
+
+/// Where the images of a disk are to be.
+struct Search<'a> {
+    /// Which disk it is.
+    number: usize,
+    /// Where the snapshot is.
+    directory: &'a Path,
+    /// Where the user says that the first one is.
+    replaced: Option<&'a Path>,
 }
 
 /// Where a snapshot is, for as long as the machine runs.
@@ -220,12 +233,13 @@ impl SavedDisk {
     }
 
     /// Looks at all images that the disk consists of, and `reads` those that have checksums.
-    fn check_images(&self, directory: &Path, replaced: Option<&Path>, reads: bool) -> Result<(), DisksError> {
+    fn check_images(&self, search: &Search<'_>, reads: bool) -> Result<(), DisksError> {
         let first = self.first()?;
-        let path = match replaced {
+        let path = match search.replaced {
             Some(path) => path.to_owned(),
-            None => first.path(directory)?,
+            None => first.path(search.directory)?,
         };
+        self.check_all_there(search, &path)?;
         let options = DiskOptions { read_only: true, format: Some(first.format()), ..DiskOptions::default() };
         let disk = Disk::open(&path, &options).map_err(DisksError::image(&self.name))?;
         if disk.size() != self.size {
@@ -235,7 +249,7 @@ impl SavedDisk {
                 disk.size(),
                 self.size
             );
-            return Err(self.changed(what));
+            return Err(self.changed(what, search));
         }
         let (found, expected) = (disk.layers().len(), self.images.len());
         if found != expected {
@@ -243,46 +257,68 @@ impl SavedDisk {
                 "{} and what lies behind it are {found} images, and were {expected} when the snapshot was taken",
                 path.display()
             );
-            return Err(self.changed(what));
+            return Err(self.changed(what, search));
         }
         for (layer, image) in disk.layers().iter().zip(&self.images) {
-            image.check(layer, replaced.is_some()).map_err(|what| self.changed(what))?;
+            let moved = search.replaced.is_some();
+            image.check(layer, moved).map_err(|what| self.changed(what, search))?;
             if reads && !image.holds_what_was_written(layer).map_err(DisksError::image(&self.name))? {
-                return Err(self.changed(format!("{} is not what was written", layer.path.display())));
+                return Err(self.changed(format!("{} is not what was written", layer.path.display()), search));
             }
         }
         Ok(())
     }
 
-    /// Fails if there is an overlay already that was written to, or that shows something else than `base`. The guest
-    /// remembers the disk as the snapshot has it.
-    fn check_overlay(&self, overlay: &Path, base: &Path) -> Result<(), DisksError> {
-        let failed = || DisksError::image(&self.name);
-        if !overlay.try_exists().map_err(storage::Error::io("look at", overlay)).map_err(failed())? {
-            return Ok(());
-        }
-        let options = DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
-        let disk = Disk::open(overlay, &options).map_err(failed())?;
-        let used =
-            |what| DisksError::UsedOverlay { disk: self.name.clone(), overlay: overlay.to_owned(), what };
-        let base = base.canonicalize().map_err(storage::Error::io("find", base)).map_err(failed())?;
-        let behind = disk.layers().get(1).and_then(|layer| layer.path.canonicalize().ok());
-        if behind.is_none_or(|behind| behind != base) || disk.size() != self.size {
-            return Err(used("it is no overlay of what the snapshot has"));
-        }
-        match tools::holds_nothing(&disk).map_err(failed())? {
-            true => Ok(()),
-            false => Err(used("it was written to, and what is in it does not go with the snapshot's memory")),
+    /// Fails if the image at `path` is not there, or one that lies behind it, unless that may be elsewhere, too.
+    fn check_all_there(&self, search: &Search<'_>, path: &Path) -> Result<(), DisksError> {
+        let behind = self.images.iter().skip(1).filter(|_| search.replaced.is_none());
+        let behind = behind.map(|image| image.path(search.directory)).collect::<Result<Vec<_>, _>>()?;
+        match iter::once(path.to_owned()).chain(behind).find(|path| !path.try_exists().unwrap_or(true)) {
+            None => Ok(()),
+            Some(image) => {
+                Err(DisksError::Missing { disk: self.name.clone(), name: disk_name(search.number), image })
+            }
         }
     }
 
-    fn changed(&self, what: String) -> DisksError {
-        let advice = if self.mode == DiskMode::Copy || self.first().is_ok_and(SavedImage::is_inside) {
-            "the snapshot is damaged: bring the file back from where it was copied to"
-        } else {
-            "bring it back to what it was, or say where a copy of that is"
-        };
+    fn changed(&self, what: String, search: &Search<'_>) -> DisksError {
+        let is_copy = self.mode == DiskMode::Copy || self.first().is_ok_and(SavedImage::is_inside);
+        let damaged = if is_copy && search.replaced.is_none() { "the snapshot is damaged: " } else { "" };
+        let advice = format!(
+            "{damaged}bring it back to what it was, or say where a copy of that is (--disk {}=FILE)",
+            disk_name(search.number)
+        );
         DisksError::Changed { disk: self.name.clone(), what, advice }
+    }
+
+    /// Fails if there is an overlay already that was written to, or that shows something else than `base`. The guest
+    /// remembers the disk as the snapshot has it.
+    fn check_overlay(&self, overlay: &Path, base: &Path) -> Result<(), DisksError> {
+        let refused = |what: String| self.no_overlay(overlay, what);
+        let failed = |error: storage::Error| self.no_overlay(overlay, error.to_string());
+        if !overlay.try_exists().map_err(|error| refused(error.to_string()))? {
+            let directory = overlay.parent().filter(|directory| !directory.as_os_str().is_empty());
+            return match directory.is_none_or(Path::is_dir) {
+                true => Ok(()),
+                false => Err(refused("its directory is not there; make that first".to_owned())),
+            };
+        }
+        let options = DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
+        let disk = Disk::open(overlay, &options).map_err(failed)?;
+        let base = base.canonicalize().map_err(|error| refused(error.to_string()))?;
+        let behind = disk.layers().get(1).and_then(|layer| layer.path.canonicalize().ok());
+        let what = if behind.is_none_or(|behind| behind != base) || disk.size() != self.size {
+            "it is no overlay of what the snapshot has"
+        } else if !tools::holds_nothing(&disk).map_err(failed)? {
+            "it was written to, and what is in it does not go with the snapshot's memory"
+        } else {
+            return Ok(());
+        };
+        Err(refused(format!("{what}; name a file that is not there yet, or remove this one")))
+    }
+
+    fn no_overlay(&self, overlay: &Path, what: String) -> DisksError {
+        DisksError::Overlay { disk: self.name.clone(), overlay: overlay.to_owned(), what }
     }
 
     /// What the machine is to have, if all that it needs is there.
@@ -294,7 +330,6 @@ impl SavedDisk {
         overlay: Option<PathBuf>,
         write_references: bool,
     ) -> Result<DiskSpec, DisksError> {
-        let unfit = |what| Err(DisksError::Unfit { disk: self.name.clone(), what });
         let first = self.first()?;
         let path = match replaced {
             Some(path) => std::path::absolute(&path).unwrap_or(path),
@@ -309,9 +344,12 @@ impl SavedDisk {
         };
         let written = write_references && self.mode == DiskMode::Reference && !self.read_only;
         let source = match overlay {
-            Some(_) if self.read_only => return unfit("is only read, so it has no changes to keep"),
-            Some(_) if written => {
-                return unfit("is written to itself, so it has no changes to keep elsewhere");
+            Some(overlay) if self.read_only => {
+                return Err(self.no_overlay(&overlay, "it is only read, so there are none".to_owned()));
+            }
+            Some(overlay) if written => {
+                let what = "its image is written to itself (--write-disks); leave one of the two out";
+                return Err(self.no_overlay(&overlay, what.to_owned()));
             }
             Some(overlay) => {
                 self.check_overlay(&overlay, &path)?;
