@@ -11,11 +11,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lodger::vm::MESSAGES;
+
 use super::AnyError;
 
-/// What a detached process says: in its VM's directory.
-const MESSAGES: &str = "messages";
-/// How large that file grows before it begins anew: a guest can cause some of it.
+/// How large the file with what a detached process says grows before it begins anew: a guest can cause some of it.
 const MESSAGES_BOUND: i64 = 64 << 10;
 
 /// Set when standard error is that file.

@@ -1,6 +1,7 @@
 //! A guest of this process, from the last word of its command line to its end, be it booted or restored.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::Args;
 use lodger::boot::Symbols;
@@ -9,9 +10,9 @@ use lodger::control::{Served, Server};
 use lodger::hv::Vm;
 use lodger::hv::kvm::{Kvm, KvmVm};
 use lodger::vm::description::Description;
-use lodger::vm::driver::{Driver, Handle, Origin, Request};
+use lodger::vm::driver::{Driver, DriverThread, Handle, Origin, Request};
 use lodger::vm::inspect::RestoredFrom;
-use lodger::vm::{Config, Machine, Outcome, Timeline};
+use lodger::vm::{Config, Ended, Machine, Outcome, Timeline};
 
 use super::AnyError;
 use super::attend::{attend, tell_size, wait_for_reader};
@@ -21,6 +22,9 @@ use super::profile::{Names, ProfileArgs, Profiled, Profiling};
 use super::say::say;
 use super::signals::Signals;
 use super::stats;
+
+/// The exit status when lodger could not do what was asked.
+const FAILED: u8 = 1;
 
 /// What is shown of a guest besides its console.
 #[derive(Args)]
@@ -134,34 +138,85 @@ pub fn host(
         driver.start()?
     };
     stage.output.start();
-    let mut driver = driver.spawn()?;
-    let mut server = serve(guest, &handle, &kvm, &stage, detaching)?;
-    let attended = attend(&handle, Keyboard::of(machine), &mut stage.console, &signals);
-    // If it could not be attended, it has not stopped yet.
-    handle.post(Request::Kill, Origin::Owner);
-    driver.join();
-    let end = attended.map(|()| handle.ended_by());
-    let profiled = profiling.map(Profiling::finish);
-    if matches!(end, Ok(Some(Origin::Guest))) && stage.console.pty_path().is_none() {
-        wait_for_reader(&stage.output, &signals)?;
+    let driver = driver.spawn()?;
+    let is_detached = detaching.is_some();
+    let server = serve(guest, &handle, &kvm, &stage, detaching)?;
+    let running = Running { shown: guest.shown, handle: handle.clone(), stage, server, profiling, names };
+    let status = running.attend(driver, &signals, timeline);
+    if is_detached { Ok(leave_record(&handle, status)) } else { status }
+}
+
+/// A guest that runs, and what belongs to it.
+struct Running<'a> {
+    shown: &'a ShownArgs,
+    handle: Handle<KvmVm>,
+    stage: Stage,
+    server: Server,
+    profiling: Option<Profiling>,
+    names: Names,
+}
+
+impl Running<'_> {
+    /// Attends it to its end; returns the process's exit status.
+    fn attend(
+        self,
+        mut driver: DriverThread<KvmVm>,
+        signals: &Signals,
+        mut timeline: Timeline,
+    ) -> Result<u8, AnyError> {
+        let Self { shown, handle, mut stage, mut server, profiling, names } = self;
+        let machine = handle.machine();
+        let attended = attend(&handle, Keyboard::of(machine), &mut stage.console, signals);
+        // If it could not be attended, it has not stopped yet.
+        handle.post(Request::Kill, Origin::Owner);
+        driver.join();
+        let end = attended.map(|()| handle.ended_by());
+        let profiled = profiling.map(Profiling::finish);
+        if matches!(end, Ok(Some(Origin::Guest))) && stage.console.pty_path().is_none() {
+            wait_for_reader(&stage.output, signals)?;
+        }
+        let on_terminal = stage.console.is_interactive();
+        let complete = stage.console.close();
+        // Not before all of the output is in the log.
+        server.close();
+        if let Some(moment) = stage.output.first_byte_at() {
+            timeline.mark_at("first byte of output", moment);
+        }
+        show(shown, &timeline, machine);
+        if on_terminal && matches!(end, Ok(Some(Origin::Terminal))) {
+            // The shell's prompt shall not follow on the guest's line.
+            say!("");
+        }
+        let is_fatal = matches!(machine.outcome(), Some(Outcome::Fatal(_)));
+        let symbols = (profiled.is_some() || is_fatal).then(|| names.look_up()).flatten();
+        let status =
+            end.map_err(AnyError::from).and_then(|end| conclude(&handle, end, complete, symbols.as_ref()));
+        with_profile(status, profiled, symbols.as_ref())
     }
-    let on_terminal = stage.console.is_interactive();
-    let complete = stage.console.close();
-    // Not before all of the output is in the log.
-    server.close();
-    if let Some(moment) = stage.output.first_byte_at() {
-        timeline.mark_at("first byte of output", moment);
-    }
-    show(guest.shown, &timeline, machine);
-    if on_terminal && matches!(end, Ok(Some(Origin::Terminal))) {
-        // The shell's prompt shall not follow on the guest's line.
-        say!("");
-    }
-    let is_fatal = matches!(machine.outcome(), Some(Outcome::Fatal(_)));
-    let symbols = (profiled.is_some() || is_fatal).then(|| names.look_up()).flatten();
-    let status =
-        end.map_err(AnyError::from).and_then(|end| conclude(&handle, end, complete, symbols.as_ref()));
-    with_profile(status, profiled, symbols.as_ref())
+}
+
+/// Says in the machine's directory how it ended, for those who were not there; returns the exit status. What went wrong
+/// besides is said here, as long as the file with the messages is there.
+fn leave_record(handle: &Handle<KvmVm>, status: Result<u8, AnyError>) -> u8 {
+    let machine = handle.machine();
+    let reason = handle.ending().map_or_else(String::new, |ending| ending.reason);
+    let (status, reason) = match status {
+        Ok(status) => (status, reason),
+        Err(error) => {
+            say!("lodger: {error}");
+            (FAILED, error.to_string())
+        }
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    machine.leave_record(Ended {
+        unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        status,
+        reason,
+        uptime: handle.age().map(|age| age.as_secs_f64()),
+        cpus: machine.vcpus().len(),
+        memory: machine.memory().layout().size(),
+    });
+    status
 }
 
 /// Has others reach the guest. Who typed a command that detaches waits for that.

@@ -88,6 +88,7 @@ enum Command {
     Stop(vms::stop::StopArgs),
     Kill(vms::stop::KillArgs),
     Wait(vms::wait::WaitArgs),
+    Rm(vms::rm::RmArgs),
     Events(vms::events::EventsArgs),
     Balloon(vms::balloon::BalloonArgs),
     /// Make, examine and change disk images
@@ -130,6 +131,7 @@ pub fn main() -> ExitCode {
         Some(Command::Stop(arguments)) => vms::stop::stop(&arguments),
         Some(Command::Kill(arguments)) => vms::stop::kill(&arguments),
         Some(Command::Wait(arguments)) => vms::wait::wait(&arguments),
+        Some(Command::Rm(arguments)) => vms::rm::rm(&arguments),
         Some(Command::Events(arguments)) => vms::events::events(&arguments),
         Some(Command::Balloon(arguments)) => vms::balloon::balloon(&arguments),
         Some(Command::Disk(arguments)) => disk::disk(&arguments),

@@ -100,6 +100,31 @@ impl Reader {
     }
 }
 
+/// Has only the newest of a log stay, so many bytes at most, from the beginning of a line. Nobody writes to it any more.
+pub fn shorten(directory: &Path, bound: u64) -> io::Result<()> {
+    let (log, older) = (directory.join(LOG), directory.join(OLDER_LOG));
+    let size = |path| fs::symlink_metadata(path).map_or(0, |status| status.len());
+    if size(&log) + size(&older) <= bound {
+        return Ok(());
+    }
+    let mut newest = Vec::new();
+    for path in [&older, &log] {
+        match File::open(path) {
+            // A little more than either may have.
+            Ok(file) => file.take(2 * LOG_BOUND).read_to_end(&mut newest).map(drop)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let begin = newest.len().saturating_sub(bound as usize);
+    let line = newest[begin..].iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    fs::write(&log, &newest[begin + line..])?;
+    match fs::remove_file(older) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn number(file: &File) -> Option<u64> {
     file.metadata().ok().map(|status| status.ino())
 }
@@ -172,6 +197,31 @@ mod tests {
         let kept = rest(&mut Reader::open(&directory).unwrap());
         assert!(kept.len() as u64 >= LOG_BOUND);
         assert_eq!(kept.last(), Some(&((5 * LOG_BOUND / 1000 - 1) as u8)));
+    }
+
+    #[test]
+    fn what_stays_of_a_log_is_the_newest_from_the_beginning_of_a_line() {
+        let scratch = Scratch::new("log-shorten");
+        let directory = scratch.at("");
+        shorten(&directory, 100).unwrap();
+        let mut writer = Writer::new(&directory);
+        writer.write(b"all of it\n");
+        shorten(&directory, 100).unwrap();
+        assert_eq!(rest(&mut Reader::open(&directory).unwrap()), b"all of it\n");
+        for number in 0..LOG_BOUND / 10 {
+            writer.write(format!("{number:9}\n").as_bytes());
+        }
+        writer.write(b"the end");
+        assert!(directory.join(OLDER_LOG).exists());
+        shorten(&directory, 40).unwrap();
+        let last = LOG_BOUND / 10;
+        let expected = format!("{:9}\n{:9}\n{:9}\nthe end", last - 3, last - 2, last - 1);
+        assert_eq!(String::from_utf8(rest(&mut Reader::open(&directory).unwrap())).unwrap(), expected);
+        assert!(!directory.join(OLDER_LOG).exists());
+        // A line that is longer than all that stays.
+        fs::write(directory.join(LOG), [b'x'; 100]).unwrap();
+        shorten(&directory, 40).unwrap();
+        assert_eq!(fs::read(directory.join(LOG)).unwrap(), [b'x'; 40]);
     }
 
     #[test]

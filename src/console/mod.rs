@@ -28,7 +28,7 @@ use std::time::Duration;
 pub use audience::{Audience, LISTENER_BOUND, Listener, Shown};
 use keys::Keys;
 pub use line::{GuestEnd, Line, LineError, Place};
-pub use log::{LOG, LOG_BOUND, OLDER_LOG, Reader as LogReader};
+pub use log::{LOG, LOG_BOUND, OLDER_LOG, Reader as LogReader, shorten as shorten_log};
 use output::Timing;
 pub use output::{Counters, HARD_BOUND, Output, SOFT_BOUND};
 use pty::Pty;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::SOCKET;
-use crate::vm::{self, DirectoryError, Found, Name};
+use crate::vm::{self, DirectoryError, Ended, Found, Name};
 
 /// How long an answer may take that is given at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,8 +21,18 @@ pub enum ClientError {
     #[error("there is no VM called {0}; `lodger ps` lists those that there are")]
     Unknown(Name),
     /// Its process is gone.
-    #[error("the VM {0} is dead: its process was killed, and the next start clears away what it has left")]
+    #[error(
+        "the VM {0} is dead: its process was killed; `lodger rm {0}` clears away what it has left, as the next start does"
+    )]
     Dead(Name),
+    /// It has ended, and says how.
+    #[error("the VM {name} has ended with status {}: {}", ended.status, ended.in_short())]
+    Ended {
+        /// What it was called.
+        name: Name,
+        /// How it ended.
+        ended: Box<Ended>,
+    },
     /// Its directory cannot be looked at.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -73,6 +83,9 @@ impl Client {
     pub fn connect(name: &Name) -> Result<Self, ClientError> {
         match vm::find(name)? {
             None => Err(ClientError::Unknown(name.clone())),
+            Some(Found { ended: Some(ended), .. }) => {
+                Err(ClientError::Ended { name: name.clone(), ended: Box::new(ended) })
+            }
             Some(found) if !found.alive => Err(ClientError::Dead(name.clone())),
             Some(found) => Self::connect_to(found, PATIENCE),
         }

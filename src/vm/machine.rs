@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::capture::Shared;
-use super::directory::{DirectoryError, Files, Name};
+use super::directory::{DirectoryError, Ended, Files, Name};
 use super::disks::{Attached, DiskImage};
 use super::ear::Ear;
 use super::end::End;
@@ -218,6 +218,11 @@ impl<V: Vm> Machine<V> {
     /// The same; one that was not there is made, under a name that tells the process.
     pub fn make_directory(&self) -> Result<&Path, DirectoryError> {
         self.files.make()
+    }
+
+    /// Has its directory stay when the machine goes, and tell how it ended; only what was printed and said stays with that.
+    pub fn leave_record(&self, ended: Ended) {
+        self.files.leave(ended);
     }
 
     /// What it is called, if it has a directory.

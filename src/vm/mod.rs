@@ -47,7 +47,7 @@ pub use clock::{Clock, ClockError, stored_for};
 pub use config::{Completion, CompletionError, Config, Kernel, MemorySpec, MemorySpecError};
 pub use console::{ConsoleSpec, ConsoleSpecError, PortSpec, PortSpecError};
 pub use cpus::{CpusSpec, CpusSpecError};
-pub use directory::{DirectoryError, Found, Name, NameError, find, list};
+pub use directory::{DirectoryError, Ended, Found, MESSAGES, Name, NameError, clear, find, list};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError, disk_name};
 pub use disks::{DiskImage, DiskLook, DiskMode, DisksError, Reopening, SavedDisks, UnknownDiskMode};
 pub use ear::Ear;

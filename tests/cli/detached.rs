@@ -31,6 +31,7 @@ fn a_detached_guest_runs_without_a_terminal_and_is_listed() {
     session.wait_for_log("one", "lodger> ");
     session.run(&["kill", "one"]).with(0).silent();
     assert_eq!(session.states(), []);
+    session.run(&["rm", "one"]).with(0).silent();
     assert!(!session.directory("one").exists());
 }
 
@@ -182,7 +183,71 @@ fn who_waits_ends_with_the_status_of_the_guest() {
     attached.finish();
     let said = "the guest ended the process with status 7";
     assert!(finished.stdout.contains(said), "{finished:?}");
-    session.run(&["wait", "one"]).refused(&["there is no VM called one"]);
+    // Who comes later is told the same.
+    let later = session.run(&["wait", "one", "--json"]).with(7).silent();
+    assert_eq!(later.stdout, finished.stdout);
+    session.run(&["rm", "one"]).with(0).silent();
+    for line in [&["wait", "one"][..], &["wait", "one", "--json"]] {
+        let finished = session.run(line).with(127);
+        assert!(finished.stdout.is_empty() && finished.stderr.contains("there is no VM called one"));
+    }
+    session.detach("one", "");
+    let waiting = Running::start(&mut session.command(&["wait", "one"]));
+    std::thread::sleep(Duration::from_millis(50));
+    session.kill_process("one");
+    for finished in [waiting.finish(), session.run(&["wait", "one"])] {
+        let finished = finished.with(137);
+        assert!(finished.stdout.is_empty() && finished.stderr.contains("the VM one is dead"), "{finished:?}");
+    }
+}
+
+#[test]
+fn what_one_printed_and_said_and_how_it_ended_is_known_afterwards() {
+    let session = Session::new();
+    session.detach("one", "echo last words;crash triple");
+    wait_until("it has ended", || session.states().is_empty());
+    let rows = session.json(&["ps", "-a"]);
+    assert_eq!((&rows[0]["name"], &rows[0]["state"]), (&"one".into(), &"ended".into()));
+    assert_eq!((&rows[0]["ended"]["status"], &rows[0]["memory"]), (&101.into(), &(64 << 20).into()));
+    let table = session.run(&["ps", "--all"]).with(0).silent().stdout;
+    assert!(table.contains("ENDED") && table.contains("s ago, status 101"), "{table}");
+    assert_eq!(table.lines().count(), 2, "{table}");
+    let logs = session.run(&["logs", "-f", "one"]).with(0);
+    assert!(logs.stdout.contains("last words"), "{logs:?}");
+    assert!(logs.stderr.contains("triple fault") && logs.stderr.contains("rip"), "{logs:?}");
+    let tree = session.json(&["inspect", "one"]);
+    assert_eq!((&tree["state"], &tree["ended"]["status"]), (&"ended".into(), &101.into()));
+    assert_eq!(tree["messages"].as_str().unwrap(), logs.stderr);
+    let text = session.run(&["inspect", "one"]).with(0).silent().stdout;
+    assert!(text.contains("state: ended") && text.contains("triple fault"), "{text}");
+    let waited = session.run(&["wait", "one"]).with(101).silent();
+    assert!(waited.stdout.contains("triple fault"), "{waited:?}");
+    for command in ["attach", "pause", "resume", "stop", "kill", "events", "balloon"] {
+        session.run(&[command, "one"]).refused(&["the VM one has ended with status 101: "]);
+    }
+    // The next one of that name takes its place.
+    session.detach("one", "");
+    let rows = session.json(&["ps", "-a"]);
+    assert_eq!((rows.as_array().unwrap().len(), &rows[0]["state"]), (1, &"running".into()));
+}
+
+#[test]
+fn what_is_left_is_cleared_away_when_somebody_wants_it() {
+    let session = Session::new();
+    for name in ["dead", "ended", "living"] {
+        session.detach(name, "");
+    }
+    session.run(&["kill", "ended"]).with(0).silent();
+    session.kill_process("dead");
+    let finished = session.run(&["rm", "nobody", "living", "dead"]).with(1);
+    for said in ["there is no VM called nobody", "the VM living is run by process"] {
+        assert!(finished.stderr.contains(said), "{finished:?}");
+    }
+    assert!(!session.directory("dead").exists());
+    session.run(&["rm", "--all"]).with(0).silent();
+    assert!(!session.directory("ended").exists());
+    assert_eq!(session.state("living"), "running");
+    session.run(&["rm"]).with(2);
 }
 
 #[test]
@@ -252,8 +317,7 @@ fn the_name_and_the_disk_of_a_large_killed_one_are_free_at_once() {
 #[test]
 fn what_is_not_there_or_not_possible_is_said() {
     let session = Session::new();
-    for command in
-        ["inspect", "logs", "attach", "pause", "resume", "stop", "kill", "wait", "events", "balloon"]
+    for command in ["inspect", "logs", "attach", "pause", "resume", "stop", "kill", "rm", "events", "balloon"]
     {
         session.run(&[command, "nobody"]).refused(&["there is no VM called nobody", "lodger ps"]);
         session.run(&[command, "no/name"]).with(2);

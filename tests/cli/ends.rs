@@ -1,4 +1,5 @@
-//! Machines that are ended at any moment, in every way there is: nothing of them stays.
+//! Machines that are ended at any moment, in every way there is: nothing of them stays, but how those without a terminal
+//! have ended.
 //!
 //! `LODGER_END_ROUNDS` says how many are ended; the default is a number that takes seconds.
 
@@ -13,6 +14,9 @@ const ROUNDS: &str = "LODGER_END_ROUNDS";
 const FEW_ROUNDS: u32 = 40;
 /// A start takes some milliseconds, and so long the guest has to live at most.
 const LONGEST_LIFE: u64 = 25_000;
+
+/// What stays of one without a terminal.
+const RECORD: [&str; 4] = ["console.log", "ended", "messages", "pid"];
 
 #[derive(Debug, Clone, Copy)]
 enum Way {
@@ -48,7 +52,7 @@ impl Numbers {
 }
 
 #[test]
-fn machines_that_are_ended_at_any_moment_leave_nothing() {
+fn machines_that_are_ended_at_any_moment_leave_nothing_but_how_they_ended() {
     let session = Session::new();
     let template = session.at("template.raw");
     fs::write(&template, [7; 1 << 20]).unwrap();
@@ -85,6 +89,10 @@ fn machines_that_are_ended_at_any_moment_leave_nothing() {
             cleared = running.poll().is_some_and(|status| status.code().is_some());
         }
         if cleared {
+            if round % 2 == 0 {
+                assert_eq!(names(&session.directory("one")), RECORD, "round {round}: {way:?}");
+                session.run(&["rm", "one"]).with(0).silent();
+            }
             let left: Vec<_> = left().into_iter().filter(|name| !name.starts_with("lodger-")).collect();
             assert_eq!(left, [""; 0], "round {round}: {way:?}");
         }

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use clap::Args;
+use lodger::vm::Found;
 use serde_json::{Map, Value, json};
 
-use super::Which;
+use super::{Which, left};
 use crate::cli::AnyError;
 use crate::cli::disk::output;
 
@@ -20,13 +21,29 @@ pub struct InspectArgs {
 }
 
 pub fn inspect(arguments: &InspectArgs) -> Result<u8, AnyError> {
-    let tree = arguments.which.connect()?.call("inspect", json!({}))?;
+    let tree = match arguments.which.connect() {
+        Ok(mut client) => client.call("inspect", json!({}))?,
+        Err(error) => what_is_left(&left::instead(error, arguments.which.name())?),
+    };
     output::print(arguments.json, &tree, |tree| {
         let mut text = String::new();
         branch(&mut text, tree, 0);
         text
     })?;
     Ok(0)
+}
+
+/// The tree of a machine that is no longer there.
+fn what_is_left(found: &Found) -> Value {
+    let Found { name, path, pid, alive: _, ended } = found;
+    json!({
+        "name": name.as_str(),
+        "pid": pid,
+        "state": if ended.is_some() { "ended" } else { "dead" },
+        "directory": path,
+        "ended": ended,
+        "messages": left::messages(found),
+    })
 }
 
 /// A tree as indented lines; what is not there is left out.

@@ -4,16 +4,16 @@ use std::io::{self, Read, Write};
 
 use clap::Args;
 use lodger::console::LogReader;
-use lodger::control::ClientError;
-use lodger::vm;
 use serde_json::json;
 
-use super::Which;
+use super::{Which, left};
 use crate::cli::AnyError;
+use crate::cli::say::to_standard_error;
 
 /// Print what the console of a VM that was started with --detach has printed
 ///
-/// The newest quarter MiB is kept at least, in the VM's directory, and goes away with it.
+/// The newest quarter MiB is kept at least. When the VM has ended, the last 64 KiB stay until `lodger rm` or the next start of
+/// the same name; then what lodger itself said of the VM, as a fatal report, is printed as well, to standard error.
 #[derive(Args)]
 pub struct LogsArgs {
     #[command(flatten)]
@@ -32,15 +32,17 @@ pub fn logs(arguments: &LogsArgs) -> Result<u8, AnyError> {
             let (mut stream, come) = client.into_stream();
             output.write_all(&come).and_then(|()| copy(&mut output, |buffer| stream.read(buffer)))
         }
-        // What it has left is there until the next start.
-        Err(error @ ClientError::Dead(_)) => {
-            let found = vm::find(arguments.which.name())?;
-            let Some(mut reader) = found.and_then(|found| LogReader::open(&found.path).ok()) else {
-                return Err(error.into());
-            };
-            copy(&mut output, |buffer| reader.read(buffer))
+        Err(error) => {
+            let said = error.to_string();
+            let found = left::instead(error, arguments.which.name())?;
+            let (log, messages) = (LogReader::open(&found.path), left::messages(&found));
+            if log.is_err() && messages.is_empty() {
+                return Err(format!("{said}; it kept no log of its console").into());
+            }
+            let copied = log.map_or(Ok(()), |mut log| copy(&mut output, |buffer| log.read(buffer)));
+            to_standard_error(format_args!("{messages}"));
+            copied
         }
-        Err(error) => return Err(error.into()),
     };
     match copied {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

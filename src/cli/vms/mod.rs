@@ -4,10 +4,12 @@ pub mod attach;
 pub mod balloon;
 pub mod events;
 pub mod inspect;
+mod left;
 pub mod logs;
 pub mod pause;
 pub mod ps;
 pub mod resume;
+pub mod rm;
 pub mod stop;
 pub mod wait;
 

@@ -6,9 +6,10 @@ use clap::Args;
 use lodger::control::{Client, Status};
 use lodger::memory::human;
 use lodger::vm::inspect::RestoredFrom;
-use lodger::vm::{self, Found};
+use lodger::vm::{self, Ended, Found};
 use serde::Serialize;
 
+use super::left::{age, ago};
 use crate::cli::AnyError;
 use crate::cli::disk::output;
 
@@ -17,15 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 const HELP: &str = "\
 States: created, running, paused, stopping, stopped (its process ends just now), starting (no control socket yet),
-silent (it does not answer), dead (its process was killed; the next start clears its directory away).
+silent (it does not answer), dead (its process was killed; `lodger rm` or the next start clears its directory away); with --all
+also ended (it ran with --detach; of these the newest 32 are kept, until `lodger rm` or the next start of the same name).
 
 JSON: an array of {\"name\", \"pid\", \"state\", \"cpus\", \"memory\": bytes, \"uptime\": seconds, \"restored-from\": the snapshot with which
-it began, {\"directory\", \"id\"}, \"directory\"}; what is not known, or not so, is null.";
+it began, {\"directory\", \"id\"}, \"ended\": {\"unix-ms\", \"status\", \"reason\"}, \"directory\"}; what is not known, or not so, is null.";
 
 /// List this user's VMs
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct PsArgs {
+    /// List those that have ended, too
+    #[arg(long, short)]
+    all: bool,
     /// Print them as JSON
     #[arg(long)]
     json: bool,
@@ -41,11 +46,15 @@ struct Row {
     uptime: Option<f64>,
     #[serde(rename = "restored-from")]
     restored_from: Option<RestoredFrom>,
+    ended: Option<Ended>,
     directory: String,
 }
 
 pub fn ps(arguments: &PsArgs) -> Result<u8, AnyError> {
-    let rows: Vec<_> = vm::list()?.into_iter().filter_map(row).collect();
+    let rows: Vec<_> = {
+        let found = vm::list()?.into_iter().filter(|found| arguments.all || found.ended.is_none());
+        found.filter_map(row).collect()
+    };
     output::print(arguments.json, &rows, |rows| table(rows))?;
     Ok(0)
 }
@@ -59,6 +68,7 @@ fn row(found: Found) -> Option<Row> {
         memory: None,
         uptime: None,
         restored_from: None,
+        ended: None,
         directory: found.path.display().to_string(),
     };
     if found.alive {
@@ -78,6 +88,10 @@ fn row(found: Found) -> Option<Row> {
                 Some(_) => "starting".clone_into(&mut row.state),
             },
         }
+    } else if let Some(ended) = found.ended {
+        "ended".clone_into(&mut row.state);
+        (row.cpus, row.memory, row.uptime) = (Some(ended.cpus), Some(ended.memory), ended.uptime);
+        row.ended = Some(ended);
     }
     Some(row)
 }
@@ -97,7 +111,14 @@ fn table(rows: &[Row]) -> String {
         "CPUS",
         "MEMORY",
         "UP",
-        if rows.iter().any(|row| row.restored_from.is_some()) { "  RESTORED FROM" } else { "" }
+        match (rows.iter().any(|row| row.ended.is_some()), rows.iter().any(|row| row.restored_from.is_some()))
+        {
+            (false, false) => "",
+            (true, false) => "  ENDED",
+            (false, true) => "  RESTORED FROM",
+            // Who has ended was restored no longer.
+            (true, true) => "  ENDED, OR RESTORED FROM",
+        }
     );
     for row in rows {
         let pid = row.pid.map_or("-".to_owned(), |pid| pid.to_string());
@@ -105,35 +126,16 @@ fn table(rows: &[Row]) -> String {
         let memory = row.memory.map_or("-".to_owned(), human);
         let up = row.uptime.map_or("-".to_owned(), age);
         let from = row.restored_from.as_ref().map(|from| format!("  {}", from.directory)).unwrap_or_default();
+        let ended = row.ended.as_ref().map(how).unwrap_or_default();
         text += &format!(
-            "{:<width$}  {pid:>8}  {:<8}  {cpus:>4}  {memory:>8}  {up:>8}{from}\n",
+            "{:<width$}  {pid:>8}  {:<8}  {cpus:>4}  {memory:>8}  {up:>8}{ended}{from}\n",
             row.name, row.state
         );
     }
     text
 }
 
-/// A duration for people.
-fn age(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_short() {
-        for (seconds, said) in
-            [(0.0, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (1e6, "11 days")]
-        {
-            assert_eq!(age(seconds), said);
-        }
-    }
+/// How one has ended.
+fn how(ended: &Ended) -> String {
+    format!("  {} ago, status {}", ago(ended), ended.status)
 }

@@ -1,16 +1,25 @@
 //! `lodger wait`: until a machine has ended.
 
 use clap::Args;
-use serde_json::json;
+use lodger::control::ClientError;
+use lodger::vm::{self, Found};
+use serde_json::{Value, json};
 
 use super::{Which, text, until_gone};
 use crate::cli::AnyError;
 use crate::cli::disk::output;
+use crate::cli::say::say;
+
+/// The status for a machine whose process was killed, as a shell shows it.
+const KILLED: u8 = 128 + 9;
+/// The status for a machine that there is not, as that of a shell's `wait`.
+const UNKNOWN: u8 = 127;
 
 const HELP: &str = "\
 JSON: {\"status\": the VM's exit status, \"reason\": why it ended}.
 
-Exit status: that of the VM, as `lodger run --help` lists them; 1 also if its process was killed or there is no such VM.";
+Exit status: that of the VM, as `lodger run --help` lists them, also if it ran with --detach and has ended already; 137 if its
+process was killed; 127 if there is no such VM; 1 if it cannot be asked.";
 
 /// Wait until a VM has ended, and end with its exit status
 #[derive(Args)]
@@ -24,9 +33,37 @@ pub struct WaitArgs {
 }
 
 pub fn wait(arguments: &WaitArgs) -> Result<u8, AnyError> {
-    let mut client = arguments.which.connect()?;
-    let ending = client.call_patiently("wait", json!({}))?;
-    until_gone(client)?;
-    output::print(arguments.json, &ending, |ending| text(ending, "reason").to_owned())?;
+    let ending = match until_ended(&arguments.which) {
+        Ok(ending) => ending,
+        Err(error) => {
+            let status = match error.downcast_ref() {
+                Some(ClientError::Ended { ended, .. }) => {
+                    return told(arguments, &json!({ "status": ended.status, "reason": ended.reason }));
+                }
+                Some(ClientError::Dead(_)) => KILLED,
+                Some(ClientError::Unknown(_)) => UNKNOWN,
+                _ => return Err(error),
+            };
+            say!("lodger: {error}");
+            return Ok(status);
+        }
+    };
+    told(arguments, &ending)
+}
+
+fn until_ended(which: &Which) -> Result<Value, AnyError> {
+    let mut client = which.connect()?;
+    match client.call_patiently("wait", json!({})) {
+        Ok(ending) => until_gone(client).map(|()| ending),
+        Err(error) => Err(match vm::find(which.name())? {
+            // It was killed meanwhile.
+            Some(Found { alive: false, ended: None, .. }) => ClientError::Dead(which.name().clone()).into(),
+            _ => error.into(),
+        }),
+    }
+}
+
+fn told(arguments: &WaitArgs, ending: &Value) -> Result<u8, AnyError> {
+    output::print(arguments.json, ending, |ending| text(ending, "reason").to_owned())?;
     Ok(ending["status"].as_u64().and_then(|status| status.try_into().ok()).unwrap_or(1))
 }

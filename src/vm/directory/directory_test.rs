@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use super::*;
+use crate::console::{LOG, OLDER_LOG};
 use crate::storage::testing::TempDir;
 
 fn name(text: &str) -> Name {
@@ -136,6 +138,94 @@ fn a_dead_ones_name_is_free_and_its_files_are_gone() {
         let taken = Directory::take(&root, &name("one")).unwrap();
         assert_eq!(listed(taken.path()), [PID]);
         assert_eq!(owner(&taken.pid), Some(process::id()));
+    }
+}
+
+fn ended(reason: &str) -> Ended {
+    Ended { unix_ms: 1, status: 7, reason: reason.to_owned(), uptime: Some(0.5), cpus: 2, memory: 4096 }
+}
+
+/// Has a machine end that tells how.
+fn leave_ended(root: &Root, text: &str, reason: &str) -> PathBuf {
+    let taken = Directory::take(root, &name(text)).unwrap();
+    let path = taken.path().to_owned();
+    taken.ended.set(ended(reason)).unwrap();
+    path
+}
+
+#[test]
+fn of_one_that_tells_how_it_ended_that_stays_and_what_it_printed_and_said() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    let taken = Directory::take(&root, &name("one")).unwrap();
+    for file in [MESSAGES, LOG, OLDER_LOG, "control.sock", "disk0.qcow2", "ended.new"] {
+        fs::write(taken.path().join(file), file).unwrap();
+    }
+    taken.ended.set(ended("it was its time\nand more")).unwrap();
+    drop(taken);
+    let path = root.path().join("one");
+    assert_eq!(listed(&path), [LOG, OLDER_LOG, ended::ENDED, MESSAGES, PID]);
+    let found = list::look(&root, name("one")).unwrap();
+    assert_eq!((found.alive, found.pid), (false, Some(process::id())));
+    let told = found.ended.unwrap();
+    assert_eq!((told.in_short(), &told), ("it was its time", &ended("it was its time\nand more")));
+    // Others that begin leave it alone, one of the same name takes its place, and leaves nothing if it is not to.
+    drop(Directory::take(&root, &name("two")).unwrap());
+    assert_eq!(listed(root.path()), ["one"]);
+    let taken = Directory::take(&root, &name("one")).unwrap();
+    assert_eq!(listed(taken.path()), [PID]);
+    assert_eq!(list::look(&root, name("one")).unwrap().ended, None);
+    drop(taken);
+    assert_eq!(listed(root.path()), [""; 0]);
+}
+
+#[test]
+fn so_many_that_have_ended_are_remembered_and_so_much_of_each() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    for number in 0..ended::MOST + 3 {
+        let path = leave_ended(&root, &format!("vm-{number}"), &"ä".repeat(100_000));
+        // The clock of a file system may go in steps.
+        let when = SystemTime::UNIX_EPOCH + Duration::from_secs(number as u64);
+        File::open(path.join(ended::ENDED)).unwrap().set_modified(when).unwrap();
+    }
+    drop(Directory::take(&root, &name("next")).unwrap());
+    let left = listed(root.path());
+    assert_eq!(left.len(), ended::MOST);
+    assert!(["vm-0", "vm-1", "vm-2"].iter().all(|name| !left.contains(&(*name).to_owned())), "{left:?}");
+    let told = list::look(&root, name("vm-3")).unwrap().ended.unwrap();
+    assert_eq!(told.reason, "ä".repeat(8 << 10));
+}
+
+#[test]
+fn what_the_dead_and_the_ended_have_left_is_cleared_away_and_the_living_stay() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    leave_ended(&root, "ended", "");
+    leave(&root, "dead", &[(PID, "99999999\n"), ("disk0.qcow2", "data")]);
+    leave(&root, "foreign", &[("file", "")]);
+    let living = Directory::take(&root, &name("living")).unwrap();
+    leave(&root, "dead", &[(PID, "99999999\n"), ("disk0.qcow2", "data")]);
+    for (text, there) in [("ended", true), ("dead", true), ("ended", false), ("foreign", false)] {
+        assert_eq!(clear_in(&root, &name(text)).unwrap(), there, "{text}");
+    }
+    let said = clear_in(&root, &name("living")).unwrap_err().to_string();
+    assert!(
+        said.contains("the VM living is run by process") && said.contains("lodger kill living"),
+        "{said}"
+    );
+    assert_eq!(listed(root.path()), ["foreign", "living"]);
+    drop(living);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_none() {
+    let dir = TempDir::new();
+    let root = root(&dir);
+    let path = leave_ended(&root, "one", "");
+    for text in ["", "{}", "nonsense", &"[".repeat(100_000)] {
+        fs::write(path.join(ended::ENDED), text).unwrap();
+        assert_eq!(list::look(&root, name("one")).unwrap().ended, None);
     }
 }
 

@@ -1,14 +1,15 @@
-//! Which machines there are: those that run, and the dead whose directories nobody has cleared away yet.
+//! Which machines there are: those that run, those that have ended and left how, and the dead whose directories nobody has
+//! cleared away yet.
 
 use std::fs;
 use std::path::PathBuf;
 
 use super::root::Root;
-use super::{CHANGED, Error, Name, open_pid, owner};
+use super::{CHANGED, Ended, Error, Name, ended, open_pid, owner};
 use crate::file_lock::{self, Kind};
 
 /// A machine's directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// What the machine is called.
     pub name: Name,
@@ -18,6 +19,8 @@ pub struct Found {
     pub pid: Option<u32>,
     /// Whether that process lives.
     pub alive: bool,
+    /// How it has ended, if it has and left that. Of those that were killed nobody knows.
+    pub ended: Option<Ended>,
 }
 
 /// All machines of this user, by name.
@@ -43,5 +46,6 @@ pub(super) fn look(root: &Root, name: Name) -> Option<Found> {
     // Its owner has locked a part of it, and may be dying with that.
     let is_locked = file_lock::conflict(&file, Kind::Exclusive, CHANGED).ok()?.is_some();
     let alive = is_locked && !pid.is_some_and(file_lock::is_dying);
-    Some(Found { name, path, pid, alive })
+    let ended = if alive { None } else { ended::read(&path) };
+    Some(Found { name, path, pid, alive, ended })
 }

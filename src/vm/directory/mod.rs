@@ -3,8 +3,8 @@
 //! It is `$XDG_RUNTIME_DIR/lodger/NAME`, or `/tmp/lodger-UID/NAME` where there is no such variable. There is no daemon
 //! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is
 //! holds a lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead
-//! machine's; the next one that is made clears it away, unless it was never a machine's. A machine that keeps nothing
-//! in files and was given no name may have one later than all others, when its guest runs already: it costs 50 µs in
+//! machine's; the next one that is made clears it away, unless it was never a machine's, or [tells](Ended) how its machine
+//! ended. A machine that keeps nothing in files and was given no name may have one later than all others, when its guest runs already: it costs 50 µs in
 //! memory, and milliseconds on some disks.
 //!
 //! Nobody waits for the lock of a living one, and no order of starts, ends and deaths leaves two owners or takes a file from a living
@@ -13,6 +13,7 @@
 //! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
 //! - who makes or removes one has locked a byte more than who owns one, so that others can tell and try again.
 
+mod ended;
 mod list;
 mod name;
 mod root;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use std::{process, thread};
 
 use crate::file_lock::{self, Kind};
+pub use ended::Ended;
 pub use list::{Found, find, list};
 pub use name::{Name, NameError};
 use root::Root;
@@ -34,6 +36,8 @@ pub(super) use root::{ROOM, named_room};
 
 /// The file that tells who owns a directory.
 const PID: &str = "pid";
+/// What the process of a machine says that has no terminal. It stays when the machine has ended.
+pub const MESSAGES: &str = "messages";
 /// What an owner locks of it.
 const OWNED: Range<i64> = 0..1;
 /// What somebody locks who makes or removes it.
@@ -53,6 +57,14 @@ pub enum DirectoryError {
         /// What both are called.
         name: Name,
         /// Who runs the other one.
+        holder: String,
+    },
+    /// It is not to be cleared away.
+    #[error("the VM {name} is run by {holder}; `lodger stop {name}` or `lodger kill {name}` ends it")]
+    Lives {
+        /// What it is called.
+        name: Name,
+        /// Who runs it.
         holder: String,
     },
     /// Something else has that name.
@@ -132,6 +144,13 @@ impl Files {
         self.directory().map(Directory::path)
     }
 
+    /// Has them tell how the machine ended when they go; without a directory there is nobody to tell.
+    pub fn leave(&self, ended: Ended) {
+        if let Some(directory) = self.directory.get() {
+            directory.ended.get_or_init(|| ended);
+        }
+    }
+
     fn directory(&self) -> Result<&Directory, Error> {
         if let Some(directory) = self.directory.get() {
             return Ok(directory);
@@ -173,6 +192,8 @@ struct Directory {
     name: Name,
     path: PathBuf,
     pid: File,
+    /// How the machine has ended, if that is to stay.
+    ended: OnceLock<Ended>,
     /// A lock on the directory itself, without which systemd-tmpfiles would remove what is some days old in `/tmp`.
     _kept: Option<File>,
 }
@@ -204,7 +225,7 @@ impl Directory {
         };
         let kept = File::open(&path).ok().filter(|directory| directory.try_lock_shared().is_ok());
         // What fails from now on removes it again.
-        let taken = Self { name: name.clone(), path, pid, _kept: kept };
+        let taken = Self { name: name.clone(), path, pid, ended: OnceLock::new(), _kept: kept };
         taken.begin()?;
         sweep(root, name);
         Ok(taken)
@@ -229,7 +250,7 @@ impl Directory {
 
     /// Empties it of what a dead one left, and tells whose it is now.
     fn begin(&self) -> Result<(), Error> {
-        empty(&self.path).map_err(Error::io("clear", &self.path))?;
+        empty(&self.path, &[PID]).map_err(Error::io("clear", &self.path))?;
         let text = format!("{}\n", process::id());
         let told =
             self.pid.write_all_at(text.as_bytes(), 0).and_then(|()| self.pid.set_len(text.len() as u64));
@@ -244,12 +265,50 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        match remove(&self.path, &self.pid) {
+        let done = match self.ended.take() {
+            Some(ended) => ended::leave(&self.path, &self.pid, ended),
+            None => remove(&self.path, &self.pid),
+        };
+        match done {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!("{} stays behind, for the next start to remove: {error}", self.path.display());
             }
             _ => {}
         }
+    }
+}
+
+/// Clears away what a machine has left that was killed or has ended; false if there is nothing of this name. What it has on
+/// a disk goes with it.
+pub fn clear(name: &Name) -> Result<bool, Error> {
+    clear_in(&Root::of_machines()?, name).inspect(|_| {
+        if let Ok(Some(root)) = Root::found_on_disk() {
+            clear_dead(&root.path().join(name.as_str()));
+        }
+    })
+}
+
+fn clear_in(root: &Root, name: &Name) -> Result<bool, Error> {
+    let path = root.path().join(name.as_str());
+    let start = Instant::now();
+    loop {
+        let failed = |action| Error::io(action, &path);
+        let pid = match open_pid(&path, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(failed("open"))?,
+        };
+        if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED).map_err(failed("lock"))? {
+            match remove(&path, &pid) {
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                removed => return removed.map(|()| true).map_err(failed("remove")),
+            }
+        }
+        let pid = owner(&pid).unwrap_or_default();
+        if start.elapsed() >= file_lock::patience(pid) {
+            return Err(Error::Lives { name: name.clone(), holder: file_lock::process(pid) });
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -294,16 +353,22 @@ fn is_foreign(path: &Path) -> io::Result<bool> {
     Ok(!has_pid() && fs::symlink_metadata(entry.path()).is_ok() && entry.file_name() != PID)
 }
 
-/// Removes the directories whose machines are dead, but for the one of our own name.
+/// Removes the directories whose machines are dead, but for the one of our own name and for those that tell how it was.
 fn sweep(root: &Root, own: &Name) {
     let Ok(entries) = fs::read_dir(root.path()) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_name() != own.as_str()) {
-        let path = entry.path();
-        match sweep_one(&path) {
-            Ok(true) => log::info!("{} was a dead VM's, and is removed", path.display()),
-            Ok(false) => {}
-            Err(error) => log::debug!("{} is left alone: {error}", path.display()),
-        }
+    let others = entries.flatten().filter(|entry| entry.file_name() != own.as_str());
+    for path in others.map(|entry| entry.path()).filter(|path| !ended::is_left(path)) {
+        clear_dead(&path);
+    }
+    ended::forget_the_oldest(root.path());
+}
+
+/// Removes a directory, unless a machine lives there.
+fn clear_dead(path: &Path) {
+    match sweep_one(path) {
+        Ok(true) => log::info!("{} was a dead VM's, and is removed", path.display()),
+        Ok(false) => {}
+        Err(error) => log::debug!("{} is left alone: {error}", path.display()),
     }
 }
 
@@ -319,12 +384,8 @@ fn sweep_one(path: &Path) -> io::Result<bool> {
 
 /// Removes a directory whose `pid` is locked, unless it is another's by now.
 fn remove(path: &Path, pid: &File) -> io::Result<()> {
-    // For somebody who finds the lock.
-    file_lock::try_lock(pid, Kind::Exclusive, CHANGED)?;
-    if !is_at(pid, path) {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    empty(path)?;
+    begin_removal(path, pid)?;
+    empty(path, &[PID])?;
     fs::remove_file(path.join(PID))?;
     match fs::remove_dir(path) {
         // Its next owner is there already.
@@ -333,11 +394,18 @@ fn remove(path: &Path, pid: &File) -> io::Result<()> {
     }
 }
 
-/// Removes all but `pid`.
-fn empty(path: &Path) -> io::Result<()> {
+/// To be called before anything is removed, by whoever has locked `pid`.
+fn begin_removal(path: &Path, pid: &File) -> io::Result<()> {
+    // For somebody who finds the lock.
+    file_lock::try_lock(pid, Kind::Exclusive, CHANGED)?;
+    if is_at(pid, path) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Removes all but what is to stay.
+fn empty(path: &Path, staying: &[&str]) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if entry.file_name() == PID {
+        if staying.iter().any(|name| entry.file_name() == *name) {
             continue;
         }
         match entry.file_type()?.is_dir() {

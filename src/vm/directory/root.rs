@@ -32,8 +32,14 @@ impl Root {
 
     /// One on a disk, if there is a place for it: `lodger-UID` in `$TMPDIR` or `/var/tmp`.
     pub fn on_disk() -> Result<Option<Self>, Error> {
-        let place = named_room().unwrap_or_else(|| PathBuf::from(ROOM));
+        let place = room();
         if place.is_dir() { Self::at(place.join(own_name())).map(Some) } else { Ok(None) }
+    }
+
+    /// The same if it is there.
+    pub fn found_on_disk() -> Result<Option<Self>, Error> {
+        let path = room().join(own_name());
+        if path.is_dir() { Self::at(path).map(Some) } else { Ok(None) }
     }
 
     /// Makes it if it is not there, and looks whether it can be relied on.
@@ -114,6 +120,10 @@ fn variable(name: &str) -> Option<PathBuf> {
 /// Where the user wants large files to be.
 pub(in crate::vm) fn named_room() -> Option<PathBuf> {
     variable("TMPDIR")
+}
+
+fn room() -> PathBuf {
+    named_room().unwrap_or_else(|| PathBuf::from(ROOM))
 }
 
 fn own_name() -> String {

@@ -1,0 +1,67 @@
+//! What is left of a machine that is no longer there: what its process said, and how long ago that was.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, SystemTime};
+
+use lodger::control::ClientError;
+use lodger::vm::{self, Ended, Found, MESSAGES, Name};
+
+/// More than a process keeps of what it says.
+const MOST: u64 = 256 << 10;
+
+/// A machine that cannot be asked, as it has ended or is dead; what else went wrong is the error.
+pub fn instead(error: ClientError, name: &Name) -> Result<Found, ClientError> {
+    match error {
+        ClientError::Dead(_) | ClientError::Ended { .. } => vm::find(name)?.ok_or(error),
+        _ => Err(error),
+    }
+}
+
+/// What its process said, a fatal report included.
+pub fn messages(found: &Found) -> String {
+    let mut options = File::options();
+    let file =
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(found.path.join(MESSAGES));
+    let mut bytes = Vec::new();
+    // One with a terminal said it there.
+    if let Ok(file) = file
+        && file.take(MOST).read_to_end(&mut bytes).is_err()
+    {
+        bytes.clear();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// How long ago that was, for people.
+pub fn ago(ended: &Ended) -> String {
+    let then = SystemTime::UNIX_EPOCH + Duration::from_millis(ended.unix_ms);
+    // The clock may have been set back meanwhile.
+    age(then.elapsed().unwrap_or_default().as_secs_f64())
+}
+
+/// A duration for people.
+pub fn age(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, said) in
+            [(0.0, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (1e6, "11 days")]
+        {
+            assert_eq!(age(seconds), said);
+        }
+    }
+}
