@@ -6,6 +6,7 @@
 //     run:PROGRAM:WORD   runs it with one argument (or none) and prints `PROGRAM WORD: status N`
 //     reboot, poweroff, halt
 //     load               writes to /dev/vda until it is killed: see load.c
+//     watch              works on /dev/vda and looks at its clocks, until it is told to end: see watch.c
 //     panic              ends this process, which no kernel survives
 //     exit:N             ends lodger with status N, through the debug-exit port
 //
@@ -13,6 +14,7 @@
 // takes a noticeable part of a second.
 #include "load.h"
 #include "sys.h"
+#include "watch.h"
 
 #include <asm/ioctls.h>
 #include <linux/fcntl.h>
@@ -123,6 +125,8 @@ static void carry_out(char *word, char **environment)
 		end(LINUX_REBOOT_CMD_HALT);
 	else if (same_text(word, "load"))
 		write_load();
+	else if (same_text(word, "watch"))
+		watch();
 	else if (same_text(word, "panic"))
 		leave(1);
 	else if (starts_with(word, "exit:"))

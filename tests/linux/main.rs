@@ -15,6 +15,7 @@ mod endings;
 mod formats;
 mod handed;
 mod memory;
+mod pauses;
 mod pci;
 mod power_loss;
 mod processors;

@@ -28,7 +28,7 @@ fn compile() -> PathBuf {
                  -mgeneral-regs-only -static -nostdlib -no-pie -s -Wl,--build-id=none -Wl,-z,noseparate-code";
     let mut command = Command::new("cc");
     command.args(flags.split_whitespace()).arg("-I").arg(root.join("guests/linux"));
-    command.args(["guest.c", "load.c"].map(|name| root.join("tests/linux").join(name)));
+    command.args(["guest.c", "load.c", "watch.c"].map(|name| root.join("tests/linux").join(name)));
     command.arg("-o").arg(&program);
     let status = command.status().expect("there is a C compiler");
     assert!(status.success(), "{command:?}: {status}");
