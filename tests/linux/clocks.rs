@@ -41,7 +41,7 @@ fn stored() -> &'static (PathBuf, RangeInclusive<f64>) {
         shell.answer("(while sleep 1; do echo >>/seconds; done) & true");
         let ahead = ahead(&mut shell);
         println!("before it was stored the guest's clock was ahead by {ahead:?} s");
-        shell.save(&place);
+        shell.save(&config(), &place);
         (place, ahead)
     })
 }

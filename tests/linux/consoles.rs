@@ -5,25 +5,19 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use lodger::console::Place;
 
 use crate::support::{
-    Files, Fixture, LIMIT, Linux, Running, Scratch, Screen, has_line, lodger, program, smp, tiny, wait_until,
+    Files, Fixture, LIMIT, Running, Scratch, Screen, has_line, lodger, program, smp, tiny, wait_until,
 };
 
 /// The options for the test guest with the default command line.
 fn defaults(files: &'static Files) -> Vec<&'static str> {
     vec!["run", files.path("vmlinux"), "--initrd", files.path("initramfs"), "--memory", "64M"]
-}
-
-/// Starts the test guest with these ports and a script.
-fn start(files: &'static Files, ports: &[&str], script: &str) -> Running {
-    let options: Vec<_> = ports.iter().flat_map(|port| ["--port", port]).collect();
-    Linux::new(files).options(&options).start_script(script)
 }
 
 fn connect(path: &str) -> UnixStream {
@@ -186,15 +180,17 @@ fn ports_lead_to_terminals_and_files_and_none_holds_up_another() {
 fn clients_that_come_and_go_or_read_nothing_make_nothing_grow() {
     let scratch = Scratch::new();
     let (flood, talk) = (scratch.at("flood"), scratch.at("talk"));
-    let running = start(
-        tiny(),
-        &[&format!("flood,socket={flood}"), &format!("talk,socket={talk}")],
-        // The second port answers for as long as the guest is well.
-        "exec 4<>/dev/vport0p1; cat /dev/zero >&4 & \
-         while true; do cat <&4 >/dev/null; usleep 50000; done & \
-         exec 3<>/dev/vport0p2; until read x <&3; do usleep 10000; done; \
-         while [ $x != end ]; do echo got $x >&3; read x <&3; done",
-    );
+    let (_kept, mut command) = Fixture::equipped(tiny()).command();
+    command.args(["--port", &format!("org.lodger.agent,socket={flood}")]);
+    command.args(["--port", &format!("second,socket={talk}")]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    let mut keyboard = running.stdin();
+    // The second port answers for as long as the guest is well.
+    let script = "exec 4<>/dev/vport4p1; cat /dev/zero >&4 & \
+        while true; do cat <&4 >/dev/null; usleep 50000; done & \
+        exec 3<>/dev/vport4p2; until read x <&3; do usleep 10000; done; \
+        while [ $x != end ]; do echo got $x >&3; read x <&3; done; reboot\n";
+    keyboard.write_all(script.as_bytes()).unwrap();
     let mut talk = BufReader::new(connect(&talk));
     let mut ask = |word: &str| {
         writeln!(talk.get_mut(), "{word}").unwrap();

@@ -1,12 +1,13 @@
 //! Guests that are at their shell from the start: booted once, and restored for each test.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use lodger::console::Place;
 use lodger::vm::{BalloonSpec, Clock, Config, DiskSpec, Kernel, MemorySpec, PortSpec};
 
 use super::cache::{self, Kept};
-use super::{Files, Shell};
+use super::{Files, Shell, program};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,13 +93,21 @@ impl Fixture {
         Shell::restore(&self.config, self.kept().snapshot())
     }
 
+    /// The same in a process of its own: `lodger restore`, to which options can be added. The snapshot has to stay.
+    pub fn command(&self) -> (Kept, Command) {
+        let kept = self.kept();
+        let mut command = program();
+        command.arg("restore").arg(kept.snapshot().directory());
+        (kept, command)
+    }
+
     /// The snapshot from which that goes on.
     pub fn kept(&self) -> Kept {
         cache::kept(&self.cache, &self.saved, |place| {
             let mut shell = Shell::boot(&self.saved);
             // A disk may be another one after this: what was read of the first, to look for partitions, is forgotten.
             shell.run("mkdir -p /mnt; echo 3 >/proc/sys/vm/drop_caches").ok();
-            shell.save(place);
+            shell.save(&self.saved, place);
         })
     }
 }

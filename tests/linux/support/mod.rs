@@ -85,7 +85,6 @@ pub struct Linux {
     parameters: String,
     options: Vec<String>,
     change: Option<fn(&mut Command)>,
-    variables: Vec<(String, OsString)>,
 }
 
 impl Linux {
@@ -98,7 +97,6 @@ impl Linux {
             parameters: String::new(),
             options: Vec::new(),
             change: None,
-            variables: Vec::new(),
         }
     }
 
@@ -128,12 +126,6 @@ impl Linux {
     /// More of lodger's options.
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|&option| option.to_owned()));
-        self
-    }
-
-    /// With this in its environment.
-    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        self.variables.push((name.to_owned(), value.into()));
         self
     }
 
@@ -201,7 +193,7 @@ impl Linux {
     #[track_caller]
     fn start_line(&self, command_line: &str, stdin: Stdio) -> Running {
         let mut command = program();
-        command.args(self.arguments(command_line)).stdin(stdin).envs(self.variables.iter().cloned());
+        command.args(self.arguments(command_line)).stdin(stdin);
         if let Some(change) = self.change {
             change(&mut command);
         }

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lodger::console::Spec;
 use lodger::devices::Collected;
 use lodger::hv::kvm::{Kvm, KvmVm};
 use lodger::snapshot::Snapshot;
-use lodger::vm::{CannotSave, Config, Error, Machine, Timeline};
+use lodger::vm::description::Description;
+use lodger::vm::{CannotSave, Config, Error, Machine, SavedDescription, Timeline};
 
 use super::{LIMIT, Output};
 
@@ -152,11 +154,13 @@ impl Shell {
         true
     }
 
-    /// Writes a snapshot, and stays paused.
+    /// Writes a snapshot, which `lodger restore` can use as well, and stays paused.
     #[track_caller]
-    pub fn save(&self, place: &Path) {
+    pub fn save(&self, config: &Config, place: &Path) {
         self.machine().pause();
-        let drafted = self.machine().draft_snapshot(&Kvm::open().unwrap(), place).unwrap();
+        let mut drafted = self.machine().draft_snapshot(&Kvm::open().unwrap(), place).unwrap();
+        let description = Description { config: config.clone(), console: Spec::Stdio };
+        drafted.describe(&SavedDescription { text: description.to_toml().unwrap() });
         drafted.finish().unwrap();
     }
 
