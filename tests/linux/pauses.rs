@@ -1,21 +1,24 @@
-//! A guest that works on its disk and looks at its clocks is paused again and again (`watch.c` is what it does).
+//! A guest that works on its disk and looks at its clocks is paused again and again, or goes on in other machines
+//! (`watch.c` is what it does).
 //!
 //! A completion that is lost leaves a process waiting for ever; one that comes twice, or what is written in the wrong
 //! place, is found by comparing. Its clocks go on while it is paused, and by no more: what they show is compared with
 //! the host's before and after all pauses, and between two looks at a clock no more than the longest pause may have
-//! passed, and what a busy host takes.
+//! passed, and what a busy host takes. The same goes for the time from a snapshot until it is restored.
 //!
 //! `LODGER_PAUSES` says how often it is paused; the default is a number that takes seconds.
 
 use std::env;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use lodger::devices::Collected;
 use lodger::hv::kvm::{Kvm, KvmVm};
+use lodger::snapshot::Snapshot;
 use lodger::vm::driver::{Driver, DriverThread, Handle, Origin, Request, State};
-use lodger::vm::{Clock, Config, DiskSpec, Machine};
+use lodger::vm::{Clock, Config, DiskSpec, Machine, Timeline};
 
 use crate::support::{Files, Fixture, LIMIT, Scratch, complaints, first_process, smp, tiny};
 
@@ -33,7 +36,9 @@ fn pauses() -> u32 {
 
 /// A guest that watches its clocks.
 struct Watched {
-    driver: DriverThread<KvmVm>,
+    /// There is one but while it is replaced.
+    driver: Option<DriverThread<KvmVm>>,
+    config: Config,
     output: Arc<Collected>,
     asked: usize,
 }
@@ -44,6 +49,13 @@ struct Ahead {
     monotonic: f64,
     real: f64,
     error: f64,
+}
+
+#[track_caller]
+fn driven(machine: Machine<KvmVm>) -> DriverThread<KvmVm> {
+    let thread = Driver::new(machine).unwrap().spawn().unwrap();
+    assert_eq!(thread.handle().request(Request::Start, Origin::Owner), Ok(State::Running));
+    thread
 }
 
 impl Watched {
@@ -59,15 +71,42 @@ impl Watched {
         };
         let output = Arc::new(Collected::default());
         let machine = Machine::new(&Kvm::open().unwrap(), &config, output.clone()).unwrap();
-        let driver = Driver::new(machine).unwrap().spawn().unwrap();
-        let this = Self { driver, output, asked: 0 };
-        this.request(Request::Start, State::Running);
+        let this = Self { driver: Some(driven(machine)), config, output, asked: 0 };
         this.expect("watch: begins\r\n");
         this
     }
 
+    /// Goes on in another machine, after a while.
+    #[track_caller]
+    fn travel(&mut self, place: &Path, stored: Duration) {
+        let kvm = Kvm::open().unwrap();
+        self.request(Request::Pause, State::Paused);
+        let place_of_it = place.to_owned();
+        let save = move |machine: &Machine<KvmVm>| {
+            machine.draft_snapshot(&Kvm::open().unwrap(), &place_of_it).unwrap().finish().unwrap();
+        };
+        self.handle().at_rest(save).unwrap();
+        self.driver = None;
+        thread::sleep(stored);
+        let (snapshot, output) = (Snapshot::open(place).unwrap(), self.output.clone());
+        let machine = Machine::restore(&kvm, &self.config, &snapshot, output, &mut Timeline::start());
+        self.driver = Some(driven(machine.unwrap()));
+    }
+
+    /// Has it end, and checks that nothing was lost; how often it wrote.
+    #[track_caller]
+    fn finish(&mut self) -> u32 {
+        self.type_in("q\n");
+        self.driver.as_mut().unwrap().join();
+        assert_eq!(self.handle().ending().map(|ending| ending.status), Some(42));
+        let text = self.output.text();
+        assert!(!text.contains("wrong"), "{text}");
+        assert_eq!(complaints(&text), "");
+        self.said("watch: steps ").parse().unwrap()
+    }
+
     fn handle(&self) -> &Handle<KvmVm> {
-        self.driver.handle()
+        self.driver.as_ref().unwrap().handle()
     }
 
     #[track_caller]
@@ -138,6 +177,15 @@ fn pause_often(watched: &Watched, times: u32) -> Duration {
     longest
 }
 
+/// Checks that the guest's clocks have gone on as the host's did.
+#[track_caller]
+fn assert_clocks_went_on(before: Ahead, after: Ahead) {
+    let allowed = TOLERANCE + before.error + after.error;
+    for drift in [after.monotonic - before.monotonic, after.real - before.real] {
+        assert!(drift.abs() <= allowed, "the clocks were {before:?} ahead, then {after:?}");
+    }
+}
+
 #[track_caller]
 fn nothing_is_lost(files: &'static Files, disk_options: &str) {
     let scratch = Scratch::new();
@@ -148,13 +196,7 @@ fn nothing_is_lost(files: &'static Files, disk_options: &str) {
     let longest = pause_often(&watched, pauses());
     let paused = since.elapsed();
     let after = watched.ahead(since);
-    watched.type_in("q\n");
-    watched.driver.join();
-    assert_eq!(watched.handle().ending().map(|ending| ending.status), Some(42));
-    let text = watched.output.text();
-    assert!(!text.contains("wrong"), "{text}");
-    assert_eq!(complaints(&text), "");
-    let steps: u32 = watched.said("watch: steps ").parse().unwrap();
+    let steps = watched.finish();
     let [monotonic, real] = numbers(&watched.said("watch: longest "));
     println!(
         "{} pauses in {paused:?}, the longest of {longest:?}; the guest wrote {steps} times, and between two looks at its \
@@ -165,10 +207,7 @@ fn nothing_is_lost(files: &'static Files, disk_options: &str) {
     for jump in [monotonic, real] {
         assert!(jump <= longest.as_secs_f64() + BUSY, "{jump} s, and no pause took longer than {longest:?}");
     }
-    let allowed = TOLERANCE + before.error + after.error;
-    for drift in [after.monotonic - before.monotonic, after.real - before.real] {
-        assert!(drift.abs() <= allowed, "the clocks were {before:?} ahead, then {after:?}");
-    }
+    assert_clocks_went_on(before, after);
 }
 
 #[test]
@@ -179,4 +218,22 @@ fn a_guest_at_work_that_is_paused_often_loses_nothing() {
 #[test]
 fn a_guest_with_two_processors_that_is_paused_often_loses_nothing() {
     nothing_is_lost(smp(), ",queues=2");
+}
+
+#[test]
+fn the_clocks_are_right_in_every_machine_that_goes_on_with_a_guest() {
+    for (files, disk_options) in [(tiny(), ""), (smp(), ",queues=2")] {
+        let scratch = Scratch::new();
+        let (disk, place) = (scratch.file("disk", &vec![0; 2 << 20]), scratch.path().join("snapshot"));
+        let mut watched = Watched::start(files, &format!("{disk}{disk_options}"));
+        let since = Instant::now();
+        let before = watched.ahead(since);
+        for stored in [0, 300, 0, 700] {
+            watched.travel(&place, Duration::from_millis(stored));
+            let after = watched.ahead(since);
+            println!("stored for {stored} ms and a moment: ahead by {before:?}, and then by {after:?}");
+            assert_clocks_went_on(before, after);
+        }
+        watched.finish();
+    }
 }
