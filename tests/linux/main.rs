@@ -14,6 +14,7 @@ mod disks;
 mod endings;
 mod formats;
 mod handed;
+mod journeys;
 mod memory;
 mod pauses;
 mod pci;

@@ -8,7 +8,7 @@ mod session;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use process::{Finished, Running, ended, lodger, program};
+pub use process::{Finished, Running, ended, guest, lodger, program};
 pub use pty::{Modes, Screen};
 pub use scratch::Scratch;
 pub use session::Session;
@@ -23,11 +23,6 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < LIMIT, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// The arguments that make the embedded guest carry out `commands` without telling about its machine first.
-pub fn guest(commands: &str) -> [String; 2] {
-    ["--cmdline".to_owned(), format!("quiet run={commands}")]
 }
 
 /// A system call's result, or a panic with its error.

@@ -43,6 +43,11 @@ pub fn lodger(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, input: &st
     finished
 }
 
+/// The arguments that make the embedded guest carry out `commands` without telling about its machine first.
+pub fn guest(commands: &str) -> [String; 2] {
+    ["--cmdline".to_owned(), format!("quiet run={commands}")]
+}
+
 /// A started program, which does not outlive this value.
 pub struct Running {
     child: Child,

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Finished, Running, Scratch, guest, program, wait_until};
+use super::process::guest;
+use super::{Finished, Running, Scratch, program, wait_until};
 
 /// Somebody's session, in which machines run without a terminal. They end with it.
 pub struct Session {

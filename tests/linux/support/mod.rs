@@ -9,6 +9,7 @@
 //!   `bare` is nothing but a shell, `equipped` has one of each device. Another kind costs a boot for each build, which
 //!   pays when several tests use it. The snapshots are kept (`cache.rs`) for the next run of the same executable.
 
+mod attached;
 mod cache;
 pub mod e2fs;
 mod files;
@@ -23,6 +24,9 @@ mod pty;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/scratch.rs"]
 mod scratch;
+#[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
+#[path = "../../cli/support/session.rs"]
+mod session;
 mod shell;
 
 use std::env;
@@ -33,12 +37,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub use attached::Attached;
 pub use files::{Files, smp, tiny};
 pub use first::first_process;
 pub use fixture::{DISK_SIZE, Fixture};
 pub use process::{Finished, Running, lodger, program};
 pub use pty::Screen;
 pub use scratch::Scratch;
+pub use session::Session;
 pub use shell::{Answer, Shell, complaints};
 
 /// After so long something that should have happened never will. A boot takes a second or two, but not where a test has
