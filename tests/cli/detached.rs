@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -348,12 +349,17 @@ fn twenty_detached_guests_are_all_listed_and_all_answer() {
     for name in &names {
         assert_eq!(session.json(&["inspect", name])["name"], name.as_str());
     }
-    for name in &names[..10] {
+    let killed: Vec<_> = names[..10].iter().map(|name| session.pid(name)).collect();
+    for &process in &killed {
         // SAFETY: a process of this session.
-        assert_eq!(unsafe { libc::kill(session.pid(name), libc::SIGKILL) }, 0);
+        assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
     }
     wait_until("they are dead", || {
         session.states().iter().filter(|(_, state)| state == "dead").count() == 10
+    });
+    // Until then they hold their directories.
+    wait_until("they are gone", || {
+        killed.iter().all(|process| !Path::new(&format!("/proc/{process}")).exists())
     });
     session.detach("next", "");
     assert_eq!(session.states().len(), 11);
