@@ -221,13 +221,14 @@ pub fn progress(id: &Value, step: Step) -> Vec<u8> {
 
 /// A snapshot that was taken.
 pub fn taken(taken: &Taken) -> Value {
-    let Taken { directory, info, size, disks, stopped_for, state } = taken;
+    let Taken { directory, info, size, disks, copied, stopped_for, state } = taken;
     json!({
         "directory": directory.display().to_string(),
         "id": info.id_in_hex(),
         "size": size,
         "memory-size": info.memory_size,
         "disks": disks,
+        "copied": copied,
         "stopped-for-us": u64::try_from(stopped_for.as_micros()).unwrap_or(u64::MAX),
         "state": state,
     })

@@ -17,7 +17,7 @@ use super::{Direction, Error, Extent, Flush, Format, Place, RawFile, Storage, Ve
 use crate::threads;
 
 /// How many images may lie behind each other.
-const DEEPEST: usize = 64;
+pub const DEEPEST: usize = 64;
 
 /// Which images of a chain are locked while the disk is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

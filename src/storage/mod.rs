@@ -25,7 +25,7 @@ use std::io;
 use vm_memory::VolatileSlice;
 
 pub use cached::Cached;
-pub use disk::{Disk, DiskOptions, Identity, Layer, Locking};
+pub use disk::{DEEPEST, Disk, DiskOptions, Identity, Layer, Locking};
 pub use error::Error;
 pub use format::{Format, UnknownFormat};
 pub use place::{Direction, Flush, Place};

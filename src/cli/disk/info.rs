@@ -48,6 +48,9 @@ fn in_words(info: &Info) -> String {
         text += "behind it\n";
         layer(&mut text, image, "  ");
     }
+    if !info.chain.is_empty() {
+        text += &format!("chain         {}\n", output::chain(info.chain.len() + 1));
+    }
     if let Some(problem) = &info.problem {
         text += &format!("problem       {problem}\n");
     }

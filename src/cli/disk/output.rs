@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lodger::storage::Format;
 use lodger::storage::tools::{Info, info};
+use lodger::storage::{DEEPEST, Format};
 use serde::Serialize;
 
 use crate::cli::AnyError;
@@ -42,6 +42,13 @@ fn in_a_line(info: &Info) -> String {
     let [format, disk] = [image.format.map(|format| format.to_string()), image.virtual_size.map(size)]
         .map(Option::unwrap_or_default);
     format!("{}: {format}, {disk}{behind}, takes {}", image.path.display(), size(image.allocated))
+}
+
+/// How long a chain of images is, and how to have a shorter one.
+pub fn chain(images: usize) -> String {
+    format!(
+        "{images} images, and {DEEPEST} are the most; `lodger disk convert` copies what they show into one"
+    )
 }
 
 /// A size for people.

@@ -109,9 +109,12 @@ fn in_words(path: &str, info: &Info, base: Option<&Base>, disks: &[DiskLook]) ->
         }
     }
     for (number, DiskLook { mode, size: bytes, images, .. }) in disks.iter().enumerate() {
-        let images: Vec<_> = images.iter().map(|image| image.display().to_string()).collect();
-        let images = images.join(", on ");
-        row("disk", format!("{}, {}, by {mode}: {images}", disk_name(number), size(*bytes)));
+        let shown: Vec<_> = images.iter().map(|image| image.display().to_string()).collect();
+        let shown = shown.join(", on ");
+        row("disk", format!("{}, {}, by {mode}: {shown}", disk_name(number), size(*bytes)));
+        if images.len() > 1 {
+            row("chain", output::chain(images.len()));
+        }
     }
     for entry in &info.sections {
         let value = format!("{:<20} {:<10} version {}", entry.name, size(entry.size), entry.version);
@@ -178,6 +181,10 @@ mod tests {
         assert_eq!(json["base"]["changed-size"], 8192);
         assert_eq!(json["base"]["problem"], "it is gone");
         assert!(words.contains("vda, 64 MiB, by overlay: /a/top.qcow2, on /a/base.raw"), "{words}");
+        assert!(
+            words.contains("\nchain         2 images, and 64 are the most; `lodger disk convert`"),
+            "{words}"
+        );
         assert_eq!(json["disks"][0]["went-on-in"], "/a/next.qcow2");
         assert!(in_json("full", &info, None, None)["base"].is_null());
         assert!(!in_words("full", &info, None, &[]).contains("since"));

@@ -19,8 +19,9 @@ Disks are kept with it (--disks); a VM that is restored writes to none of them, 
 A VM called info, check or help is reached by `lodger snapshot -- info DIR`.
 
 JSON: {\"directory\", \"id\", \"size\": what it takes on the disk, \"memory-size\": what the guest has, \"disks\": [{\"mode\",
-\"size\", \"read-only\", \"images\", \"went-on-in\": the overlay that the disk is from now on, or null}], \"stopped-for-us\": how
-long the guest stood still, in microseconds, \"state\": what the VM does now}; sizes in bytes.
+\"size\", \"read-only\", \"images\", \"went-on-in\": the overlay that the disk is from now on, or null}], \"copied\": how much of
+disks was copied while the guest stood still, and would not have been with overlays, \"stopped-for-us\": how long it stood still,
+in microseconds, \"state\": what the VM does now}; sizes in bytes.
 
 Examples:
   lodger snapshot web before-update

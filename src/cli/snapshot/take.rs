@@ -13,6 +13,9 @@ use crate::cli::AnyError;
 use crate::cli::disk::output::{self, Progress};
 use crate::cli::vms::{text, until_gone};
 
+/// So much of disks takes a time that a guest notices.
+const LONG: u64 = 64 << 20;
+
 /// Which machine, and where to.
 #[derive(Args)]
 pub struct TakeArgs {
@@ -28,8 +31,8 @@ pub struct TakeArgs {
     diff: Option<Option<PathBuf>>,
     /// What becomes of disks: copy, overlay or reference [default: what fits each]
     ///
-    ///   copy       their content is copied, while the guest stands still
-    ///   overlay    their images stay as they are from now on, and the VM goes on in overlays
+    ///   copy       their content is copied, while the guest stands still: a second for some hundred MB
+    ///   overlay    their images stay as they are from now on, and the VM goes on in overlays: milliseconds
     ///   reference  the snapshot names their images, and nobody may write to them any more; for --stop
     /// By default what is only read is named, and with --stop a user's own images are as well; all else is copied.
     #[arg(long, value_name = "HOW", verbatim_doc_comment)]
@@ -83,13 +86,43 @@ fn in_words(name: &Name, taken: &Value) -> String {
     let end = if taken["state"] == "stopped" { ", and has ended" } else { "" };
     let size = output::size(number("size"));
     let place = text(taken, "directory");
+    // Writing to a string does not fail.
     let mut words =
         format!("snapshot of {name} in {place}: {size}; the guest stood still for {stood:.1} ms{end}");
+    if number("copied") > LONG {
+        let copied = output::size(number("copied"));
+        let _ = write!(
+            words,
+            "\n{copied} of that are disks, which were copied meanwhile; with --disks overlay it stands still for milliseconds only"
+        );
+    }
     for (number, disk) in taken["disks"].as_array().into_iter().flatten().enumerate() {
         if let Some(path) = disk["went-on-in"].as_str() {
-            // Writing to a string does not fail.
             let _ = write!(words, "\n{} goes on in {path}", disk_name(number));
         }
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_copies_of_disks_is_told_what_takes_less() {
+        let name: Name = "web".parse().unwrap();
+        let said = |copied: u64| {
+            let disks = json!([{ "went-on-in": null }, { "went-on-in": "/a/b.qcow2" }]);
+            in_words(&name, &json!({ "directory": "/k1", "size": 99, "copied": copied, "disks": disks }))
+        };
+        let end = "\nvdb goes on in /a/b.qcow2";
+        let hint = "\n100 MiB of that are disks, which were copied meanwhile; with --disks overlay it stands still for \
+                    milliseconds only";
+        assert!(said(64 << 20).ends_with(&format!("stood still for 0.0 ms{end}")), "{}", said(64 << 20));
+        assert!(
+            said(100 << 20).ends_with(&format!("stood still for 0.0 ms{hint}{end}")),
+            "{}",
+            said(100 << 20)
+        );
+    }
 }

@@ -10,12 +10,12 @@ use std::path::Path;
 use super::new_file::{self, NewFile};
 use super::{convert, create};
 use crate::storage::qcow2::Backing;
-use crate::storage::{Disk, DiskOptions, Error, Extent, Format, Locking, RawFile, Storage};
+use crate::storage::{Disk, DiskOptions, Error, Extent, Format, Identity, Locking, RawFile, Storage};
 
 /// Copies what a guest sees on `disk` to a new raw image, which is for its owner only. What is zero takes no space, and
 /// a disk that is one raw file shares its bytes with the copy, where the file system can do that. Nothing is waited for
-/// until it is on the host's disk.
-pub fn copy_raw(disk: &Disk, path: &Path) -> Result<(), Error> {
+/// until it is on the host's disk. Returns how many bytes it had to move.
+pub fn copy_raw(disk: &Disk, path: &Path) -> Result<u64, Error> {
     let failed = || Error::io("create", path);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(failed())?;
@@ -23,11 +23,12 @@ pub fn copy_raw(disk: &Disk, path: &Path) -> Result<(), Error> {
         && layer.size == layer.identity().len
         && share(disk.file(), &file)
     {
-        return Ok(());
+        return Ok(0);
     }
     file.set_len(disk.size()).map_err(failed())?;
     let target = RawFile::new(file, false).map_err(failed())?;
-    convert::copy(disk, &target, path, 4096, &mut |_, _| {})
+    convert::copy(disk, &target, path, 4096, &mut |_, _| {})?;
+    Ok(Identity::of(target.file()).map_err(failed())?.allocated)
 }
 
 /// Whether the file system has `to` share the bytes of `from`, until one of them is written to.
@@ -43,7 +44,7 @@ pub fn link_or_copy(file: &File, to: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             log::debug!("{} becomes a copy: {error}", to.display());
             let file = file.try_clone().map_err(Error::io("copy", to))?;
-            copy_raw(&Disk::of_file(file, to)?, to)
+            copy_raw(&Disk::of_file(file, to)?, to).map(drop)
         }
         result => result.map_err(Error::io("create", to)),
     }

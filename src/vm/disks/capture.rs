@@ -50,11 +50,12 @@ impl<V: Vm> Machine<V> {
         let images_now = images.iter().enumerate();
         let modes = images_now.map(|(number, image)| capture.choose(number, image, mode));
         let modes = modes.collect::<Result<Vec<_>, _>>()?;
-        let (mut saved, mut switches) = (Vec::new(), Vec::new());
+        let (mut saved, mut switches, mut copied) = (Vec::new(), Vec::new(), 0);
         for ((number, image), mode) in images.iter().enumerate().zip(modes) {
-            let (disk, switch) = capture.keep(number, image, mode)?;
+            let Kept { disk, switch, copied: bytes } = capture.keep(number, image, mode)?;
             saved.push(disk);
             switches.push(switch);
+            copied += bytes;
         }
         for (number, switch) in switches.into_iter().enumerate() {
             if let (Some(switch), Some(image), Some(disk)) =
@@ -67,7 +68,7 @@ impl<V: Vm> Machine<V> {
                 switch.carry_out(image);
             }
         }
-        Ok(SavedDisks::new(saved))
+        Ok(SavedDisks::new(saved, copied))
     }
 }
 
@@ -117,6 +118,14 @@ impl Drop for Switch {
             log::warn!("{} could not be removed: {error}", self.overlay.path().display());
         }
     }
+}
+
+/// A disk that was kept.
+struct Kept {
+    disk: SavedDisk,
+    switch: Option<Switch>,
+    /// How many bytes an overlay would have left where they are.
+    copied: u64,
 }
 
 /// A snapshot as far as disks are concerned.
@@ -191,22 +200,20 @@ impl<'a> Capture<'a> {
         Ok(mode)
     }
 
-    fn keep(
-        &self,
-        number: usize,
-        image: &Attached,
-        mode: DiskMode,
-    ) -> Result<(SavedDisk, Option<Switch>), Error> {
+    fn keep(&self, number: usize, image: &Attached, mode: DiskMode) -> Result<Kept, Error> {
         let name = image.name(number);
         let failed = || DisksError::image(&name);
         let disk = image.disk();
         disk.flush().map_err(storage_io("flush", disk.path())).map_err(failed())?;
         let mut saved = SavedDisk::of(&image.spec, disk.size(), mode, name.clone());
-        let mut switch = None;
+        let (mut switch, mut copied) = (None, 0);
         match mode {
             DiskMode::Copy => {
                 let file = format!("{number}.raw");
-                tools::copy_raw(disk, &self.make_directory()?.join(&file)).map_err(failed())?;
+                let bytes = tools::copy_raw(disk, &self.make_directory()?.join(&file)).map_err(failed())?;
+                if !image.is_block_device() && !image.verifies() {
+                    copied = bytes;
+                }
                 saved.images.push(SavedImage::inside(file, Format::Raw, disk.size()));
             }
             DiskMode::Reference => saved.images = self.outside(number, image, 0)?,
@@ -224,7 +231,7 @@ impl<'a> Capture<'a> {
                 }
             }
         }
-        Ok((saved, switch))
+        Ok(Kept { disk: saved, switch, copied })
     }
 
     /// What the images are, from the one of this index on, which are nobody's but the user's.

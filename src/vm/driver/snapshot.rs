@@ -18,7 +18,7 @@ use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, 
 use crate::hv::{Hypervisor, Vm};
 use crate::snapshot::{self, DISKS, Info};
 use crate::threads::lock;
-use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription};
+use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription, SavedDisks};
 
 /// The snapshot that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,8 @@ pub struct Taken {
     pub size: u64,
     /// What became of the machine's disks.
     pub disks: Vec<DiskLook>,
+    /// How many bytes of them were copied meanwhile that could have stayed where they were, with the disks in overlays.
+    pub copied: u64,
     /// How long the guest stood still for it.
     pub stopped_for: Duration,
     /// What the machine does now.
@@ -123,7 +125,7 @@ impl Drop for Turn<'_> {
 /// What was read at rest.
 struct Read {
     drafted: Drafted,
-    disks: Vec<DiskLook>,
+    disks: SavedDisks,
     stopped_for: Duration,
     /// What the machine did before.
     state: State,
@@ -165,7 +167,8 @@ impl<V: Vm> Handle<V> {
             self.end_unless_run(runs, &order.place)?;
         }
         let (directory, size) = (order.place.clone(), size_on_disk(&order.place));
-        Ok(Taken { directory, info, size, disks, stopped_for, state: self.state() })
+        let (disks, copied) = (disks.look(), disks.copied());
+        Ok(Taken { directory, info, size, disks, copied, stopped_for, state: self.state() })
     }
 
     /// Copies what can be copied while the guest runs; the bytes of it.
@@ -197,7 +200,7 @@ impl<V: Vm> Handle<V> {
                 let disks = rest.machine.capture_disks(disks, drafted.directory(), stop)?;
                 drafted.add_disks(&disks);
                 description.iter().for_each(|description| drafted.describe(description));
-                Ok((drafted, disks.look()))
+                Ok((drafted, disks))
             });
             let after = if stop && drafted.is_ok() { After::Stay(Origin::Snapshot) } else { After::GoOn };
             let (state, since, runs) = (rest.state, rest.since, rest.runs);
