@@ -95,7 +95,7 @@ fn stop(criterion: &mut Criterion) {
         take(&machine, |_| {
             let base = base.map(|base| place.at(base));
             let mut capture = machine.begin_snapshot(&place.at(to), base.as_deref()).unwrap();
-            capture.copy(&machine, &mut |_| {}).unwrap();
+            capture.copy(&mut |_| {}).unwrap();
             let stop = Instant::now();
             machine.pause();
             (capture.complete(&machine, &kvm).unwrap(), stop)
@@ -152,7 +152,7 @@ fn restore(criterion: &mut Criterion) {
         thread::sleep(Duration::from_millis(5));
         let base = (number > 0).then(|| place.at(&(number - 1).to_string()));
         let mut capture = machine.begin_snapshot(&place.at(&number.to_string()), base.as_deref()).unwrap();
-        capture.copy(&machine, &mut |_| {}).unwrap();
+        capture.copy(&mut |_| {}).unwrap();
         machine.pause();
         capture.complete(&machine, &kvm).unwrap().finish().unwrap();
         // Something for the next one.

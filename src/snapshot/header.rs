@@ -64,10 +64,15 @@ pub struct Entry {
     pub(super) checksum: [u8; 32],
 }
 
+/// The random number of a snapshot, as it is written where people read it.
+pub fn id_in_hex(id: &[u8; 16]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Info {
     /// What tells it from all others, as it is written where people read it.
     pub fn id_in_hex(&self) -> String {
-        self.id.iter().map(|byte| format!("{byte:02x}")).collect()
+        id_in_hex(&self.id)
     }
 
     /// For sections that follow each other behind the table.

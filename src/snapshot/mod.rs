@@ -35,7 +35,7 @@ pub use changes::MemoryChanges;
 pub use checksum::{CHUNK, PAGE};
 pub use draft::{Draft, is_disk_name};
 pub use error::Error;
-pub use header::{Entry, Info, NEWEST_FORMAT};
+pub use header::{Entry, Info, NEWEST_FORMAT, id_in_hex};
 pub use memory::MemoryHashes;
 pub use place::place;
 pub use read::Snapshot;

@@ -160,11 +160,7 @@ impl Capture {
 
     /// Copies while the guest runs, until little is left, or the guest cannot be caught up with. `progress` is called
     /// now and then.
-    pub fn copy<V: Vm>(
-        &mut self,
-        _machine: &Machine<V>,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Error> {
+    pub fn copy(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
         if self.untracked.is_some() {
             return Ok(());
         }

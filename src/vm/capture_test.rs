@@ -72,7 +72,7 @@ fn what_changes_while_it_is_copied_is_copied_again() {
         }
         reports.push(progress);
     };
-    capture.copy(&machine, report).unwrap();
+    capture.copy(report).unwrap();
     if capture.untracked().is_none() {
         assert!(reports.windows(2).all(|pair| pair[0].done <= pair[1].done));
         let last = reports.last().unwrap();
@@ -140,7 +140,7 @@ fn a_snapshot_that_fails_forgets_nothing_that_changed() {
     drop(machine.begin_snapshot(&one, Some(&full)).unwrap());
     put(&machine, 2, 1);
     let mut capture = machine.begin_snapshot(&one, None).unwrap();
-    capture.copy(&machine, &mut |_| {}).unwrap();
+    capture.copy(&mut |_| {}).unwrap();
     put(&machine, 3, 1);
     drop(capture.complete(&machine, &hypervisor()).unwrap());
     put(&machine, 4, 1);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::machine::Machine;
 use super::processors::shown;
-use super::saved::{Part, SavedMachine};
+use super::saved::{Part, SavedMachine, virtio_sections};
 use super::{Clock, Config, Error, Timeline};
 use crate::devices::{self, ByteSink};
 use crate::hv::{Hypervisor, Vcpu, Vm};
@@ -216,7 +216,7 @@ impl SavedMachine {
         for (number, (transport, saved)) in machine.virtio.iter().zip(&self.virtio).enumerate() {
             let device = transport.device();
             device.restore_state(&saved.device.bytes).map_err(failed(&saved.device.name))?;
-            let name = format!("virtio/{number}/transport");
+            let [name, _] = virtio_sections(number);
             transport.restore(&saved.transport).map_err(failed(&name))?;
         }
         Ok(())

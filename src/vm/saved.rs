@@ -125,7 +125,7 @@ pub enum CannotSave {
 }
 
 /// The sections of each virtio device.
-fn virtio_sections(number: usize) -> [String; 2] {
+pub(super) fn virtio_sections(number: usize) -> [String; 2] {
     [format!("virtio/{number}/transport"), format!("virtio/{number}/device")]
 }
 

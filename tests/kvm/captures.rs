@@ -175,7 +175,7 @@ fn fingerprint(machine: &Machine<KvmVm>) -> blake3::Hash {
 fn take(machine: &Machine<KvmVm>, place: &Path, base: Option<&Path>, live: bool) -> Option<Drafted> {
     let mut capture = machine.begin_snapshot(place, base).expect("a snapshot can be begun");
     if live {
-        capture.copy(machine, &mut |_| {}).expect("memory can be copied");
+        capture.copy(&mut |_| {}).expect("memory can be copied");
     }
     machine.pause();
     match capture.complete(machine, &kvm()) {

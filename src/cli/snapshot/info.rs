@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
-use lodger::snapshot::{Info, PAGE, Snapshot};
+use lodger::snapshot::{Info, PAGE, Snapshot, id_in_hex};
 use lodger::vm::{DiskLook, SavedDisks, disk_name};
 use serde_json::{Value, json};
 
@@ -76,13 +76,13 @@ fn in_json(path: &str, info: &Info, base: Option<&Base>, disks: Option<&[DiskLoo
     json!({
         "path": path,
         "format": info.format,
-        "id": id(&info.id),
+        "id": info.id_in_hex(),
         "created": info.created,
         "program": info.program,
         "state-size": info.state_size,
         "memory-size": info.memory_size,
         "base": base.map(|Base { path, id: base_id, changed, problem }| {
-            json!({"path": path, "id": id(base_id), "changed-size": changed, "problem": problem})
+            json!({"path": path, "id": id_in_hex(base_id), "changed-size": changed, "problem": problem})
         }),
         "disks": disks,
         "sections": info.sections.iter().map(section).collect::<Vec<_>>(),
@@ -97,13 +97,13 @@ fn in_words(path: &str, info: &Info, base: Option<&Base>, disks: &[DiskLook]) ->
     };
     row("snapshot", path.to_owned());
     row("format", info.format.to_string());
-    row("id", id(&info.id));
+    row("id", info.id_in_hex());
     row("written", format!("{} by {}", moment(info.created), info.program));
     row("memory", size(info.memory_size));
     row("state", size(info.state_size));
     if let Some(Base { path, id: base_id, changed, problem }) = base {
         row("changed", size(*changed));
-        row("since", format!("{path} (id {})", id(base_id)));
+        row("since", format!("{path} (id {})", id_in_hex(base_id)));
         if let Some(problem) = problem {
             row("problem", problem.clone());
         }
@@ -121,10 +121,6 @@ fn in_words(path: &str, info: &Info, base: Option<&Base>, disks: &[DiskLook]) ->
         row("section", value);
     }
     text
-}
-
-fn id(id: &[u8; 16]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A moment as people write it, in universal time.

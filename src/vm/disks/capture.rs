@@ -84,6 +84,10 @@ impl Attached {
     fn is_block_device(&self) -> bool {
         self.disk().file().metadata().is_ok_and(|status| status.file_type().is_block_device())
     }
+
+    fn verifies(&self) -> bool {
+        matches!(self.spec.source, DiskSource::Image { verify: true, .. })
+    }
 }
 
 /// A fresh overlay that a disk is to go on in. Removed unless that happens.
@@ -142,7 +146,7 @@ struct Capture<'a> {
 
 impl<'a> Capture<'a> {
     fn new(draft: &Path, files: &'a Files, stops: bool) -> Result<Self, Error> {
-        let draft = fs::canonicalize(draft).map_err(storage_io("find", draft))?;
+        let draft = fs::canonicalize(draft).map_err(storage::Error::io("find", draft))?;
         let name = draft.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let label = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")).unwrap_or(&name);
         Ok(Self {
@@ -204,7 +208,7 @@ impl<'a> Capture<'a> {
         let name = image.name(number);
         let failed = || DisksError::image(&name);
         let disk = image.disk();
-        disk.flush().map_err(storage_io("flush", disk.path())).map_err(failed())?;
+        disk.flush().map_err(storage::Error::io("flush", disk.path())).map_err(failed())?;
         let mut saved = SavedDisk::of(&image.spec, disk.size(), mode, name.clone());
         let (mut switch, mut copied) = (None, 0);
         match mode {
@@ -240,12 +244,13 @@ impl<'a> Capture<'a> {
         let mut images = Vec::new();
         for layer in image.disk().layers().iter().skip(from) {
             let path = fs::canonicalize(&layer.path);
-            let path = path.map_err(storage_io("find", &layer.path)).map_err(DisksError::image(&name))?;
+            let path =
+                path.map_err(storage::Error::io("find", &layer.path)).map_err(DisksError::image(&name))?;
             if path.starts_with(&self.place) {
                 return Err(DisksError::Replaced { disk: name, image: path });
             }
             let look = || File::open(&path).and_then(|file| Identity::of(&file));
-            let failed = || storage_io("look at", &path);
+            let failed = || storage::Error::io("look at", &path);
             let mut found = look().map_err(failed()).map_err(DisksError::image(&name))?;
             if self.stops && is_recent(&found) {
                 std::thread::sleep(STEP);
@@ -277,7 +282,7 @@ impl<'a> Capture<'a> {
                 0 => disk.file().try_clone(),
                 _ => File::open(&layer.path),
             };
-            let open = open.map_err(storage_io("open", &layer.path)).map_err(failed())?;
+            let open = open.map_err(storage::Error::io("open", &layer.path)).map_err(failed())?;
             if above == 0 {
                 top = layer.path.clone();
                 if image.is_nameless() {
@@ -287,7 +292,9 @@ impl<'a> Capture<'a> {
                         Err(storage::Error::Io { source, .. })
                             if source.kind() == io::ErrorKind::AlreadyExists =>
                         {
-                            fs::remove_file(&top).map_err(storage_io("remove", &top)).map_err(failed())?;
+                            fs::remove_file(&top)
+                                .map_err(storage::Error::io("remove", &top))
+                                .map_err(failed())?;
                             tools::link_or_copy(&open, &top).map_err(failed())?;
                         }
                         linked => linked.map_err(failed())?,
@@ -301,7 +308,7 @@ impl<'a> Capture<'a> {
                     fs::set_permissions(&kept, fs::Permissions::from_mode(0o600))?;
                     Ok(status.len())
                 })
-                .map_err(storage_io("look at", &kept))
+                .map_err(storage::Error::io("look at", &kept))
                 .map_err(failed())?;
             images.push(SavedImage::inside(file, layer.format, len));
         }
@@ -314,7 +321,7 @@ impl<'a> Capture<'a> {
     /// Makes an overlay of a user's image, beside it and named after the snapshot.
     fn overlay_beside(&self, image: &Attached) -> Result<Switch, storage::Error> {
         let disk = image.disk();
-        let base = fs::canonicalize(disk.path()).map_err(storage_io("find", disk.path()))?;
+        let base = fs::canonicalize(disk.path()).map_err(storage::Error::io("find", disk.path()))?;
         for attempt in 1..=MOST_NAMES {
             let name = name_beside(&base, &self.label, attempt);
             let path = base.with_file_name(name);
@@ -326,22 +333,16 @@ impl<'a> Capture<'a> {
                 }
             }
         }
-        Err(storage_io("create an overlay beside", &base)(io::ErrorKind::AlreadyExists.into()))
+        Err(storage::Error::io("create an overlay beside", &base)(io::ErrorKind::AlreadyExists.into()))
     }
 
     fn make_directory(&self) -> Result<&Path, storage::Error> {
         match DirBuilder::new().mode(0o700).create(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(storage_io("create", &self.directory)(error))
+                Err(storage::Error::io("create", &self.directory)(error))
             }
             _ => Ok(&self.directory),
         }
-    }
-}
-
-impl Attached {
-    fn verifies(&self) -> bool {
-        matches!(self.spec.source, DiskSource::Image { verify: true, .. })
     }
 }
 
@@ -368,10 +369,6 @@ fn is_recent(found: &Identity) -> bool {
     let (seconds, nanoseconds) = found.changed;
     let changed = Duration::new(seconds.max(0) as u64, nanoseconds.clamp(0, 999_999_999) as u32);
     now.saturating_sub(changed) < STEP
-}
-
-fn storage_io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> storage::Error {
-    move |source| storage::Error::Io { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

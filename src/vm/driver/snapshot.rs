@@ -179,7 +179,7 @@ impl<V: Vm> Handle<V> {
         }
         let mut capture = self.machine.begin_snapshot(&order.place, order.base.as_deref())?;
         let mut copied = 0;
-        capture.copy(&self.machine, &mut |Progress { done, total }| {
+        capture.copy(&mut |Progress { done, total }| {
             copied = done;
             tell(Step { phase: Phase::Memory, done, total });
         })?;
