@@ -1,46 +1,20 @@
 //! Snapshots of guests that write their memory meanwhile, and diffs of what they wrote.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{env, fs, process};
 
 use lodger::boot::Flat;
 use lodger::devices::Collected;
 use lodger::hv::Hypervisor;
 use lodger::hv::kvm::KvmVm;
 use lodger::snapshot::Snapshot;
-use lodger::vm::{CannotSave, Config, Drafted, Error, Kernel, Machine, MemorySpec, Timeline};
+use lodger::vm::{CannotSave, Config, Drafted, Error, Kernel, Machine, MemorySpec};
 
-use crate::support::{Random, kvm, machine_code, within};
+use crate::support::{Random, Scratch, kvm, machine_code, restore, within};
 
 const LIMIT: Duration = Duration::from_secs(300);
-
-/// A directory that goes away with its owner; in memory, where there is such a place.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
-        let name = format!("lodger-captures-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = parent.join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, number: usize) -> PathBuf {
-        self.0.join(number.to_string())
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Writes to pages at random, in 4 MiB, prints a letter now and then that depends on all that it read there, and ends
 /// with status 7. `$enter` is how it goes there, by the address in RAX.
@@ -149,11 +123,6 @@ fn config(code: &[u8]) -> Config {
     }
 }
 
-fn restore(config: &Config, place: &Path, output: &Arc<Collected>) -> Result<Machine<KvmVm>, Error> {
-    let snapshot = Snapshot::open(place)?;
-    Machine::restore(&kvm(), config, &snapshot, output.clone(), &mut Timeline::start())
-}
-
 /// What is in the memory, but for the page with the id that every machine has of its own.
 fn fingerprint(machine: &Machine<KvmVm>) -> blake3::Hash {
     const OWN_ID: u64 = 0xdf000;
@@ -188,7 +157,7 @@ fn take(machine: &Machine<KvmVm>, place: &Path, base: Option<&Path>, live: bool)
 /// After some of them it goes on in a machine that was restored. What it printed, and its status.
 fn disturbed(config: Config, seed: u64, tracked: bool) -> (String, u8) {
     within(LIMIT, move || {
-        let scratch = Scratch::new();
+        let scratch = Scratch::in_memory();
         let output = Arc::new(Collected::default());
         let mut random = Random::new(seed);
         let mut machine = Machine::new(&kvm(), &config, output.clone()).unwrap();
@@ -253,7 +222,7 @@ fn five_diffs_are_as_good_as_a_full_snapshot() {
     if !tells() {
         return;
     }
-    let (scratch, output) = (Scratch::new(), Arc::new(Collected::default()));
+    let (scratch, output) = (Scratch::in_memory(), Arc::new(Collected::default()));
     let config = config(endless());
     let machine = Machine::new(&kvm(), &config, output.clone()).unwrap();
     machine.resume();
@@ -285,7 +254,7 @@ fn a_diff_of_a_guest_that_did_little_is_small() {
     if !tells() {
         return;
     }
-    let (scratch, output) = (Scratch::new(), Arc::new(Collected::default()));
+    let (scratch, output) = (Scratch::in_memory(), Arc::new(Collected::default()));
     let config = Config {
         memory: MemorySpec::of_size(128 << 20),
         cmdline: Some("quiet".to_owned()),

@@ -7,12 +7,12 @@ use lodger::boot::Flat;
 use lodger::devices::Collected;
 use lodger::hv::kvm::KvmVm;
 use lodger::hv::{SavedClock, TIME_STAMP_COUNTER, Vcpu, Vm};
-use lodger::snapshot::Snapshot;
-use lodger::vm::{Clock, Config, Kernel, Machine, MemorySpec, Timeline};
+use lodger::vm::{Clock, Config, Kernel, Machine, MemorySpec};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::{
-    DATA, HANDLER, Plan, eventually, guests_have_deadline_timers, kvm, machine_code, put, read_u64,
+    DATA, HANDLER, Plan, Scratch, eventually, guests_have_deadline_timers, kvm, machine_code, put, read_u64,
+    restore,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -36,14 +36,12 @@ fn config(code: &[u8]) -> Config {
 
 /// The machine's successor, which has not been started.
 fn successor(config: &Config, machine: Machine<KvmVm>) -> Machine<KvmVm> {
-    let scratch = vmm_sys_util::tempdir::TempDir::new().unwrap();
-    let place = scratch.as_path().join("snapshot");
+    let scratch = Scratch::new();
+    let place = scratch.path("snapshot");
     machine.pause();
     machine.draft_snapshot(&kvm(), &place).unwrap().finish().unwrap();
     drop(machine);
-    let snapshot = Snapshot::open(&place).unwrap();
-    let output = Arc::new(Collected::default());
-    Machine::restore(&kvm(), config, &snapshot, output, &mut Timeline::start()).expect("it can be restored")
+    restore(config, &place, &Arc::new(Collected::default())).expect("it can be restored")
 }
 
 fn data(machine: &Machine<KvmVm>, offset: u64) -> u64 {

@@ -4,12 +4,11 @@
 //! what it has not written is as it was filled here, and nothing in between is missing but what was not yet taken from
 //! the queue.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
 
 use lodger::devices::Collected;
 use lodger::hv::kvm::KvmVm;
@@ -20,7 +19,7 @@ use lodger::vm::{
 };
 use vm_memory::VolatileSlice;
 
-use crate::support::{Random, kvm, within};
+use crate::support::{Random, Scratch, kvm, within};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const SIZE: u64 = 8 << 20;
@@ -29,36 +28,13 @@ const BLOCKS: usize = SIZE as usize / BLOCK;
 const DEPTH: usize = 8;
 const BEFORE: u8 = 0xa5;
 
-/// A directory on a disk that goes away with its owner.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("lodger-kept-{}-{number}", process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path.canonicalize().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// A filled image.
-    fn image(&self, name: &str, format: Format) -> PathBuf {
-        let (raw, path) = (self.path("filled.raw"), self.path(name));
-        fs::write(&raw, vec![BEFORE; SIZE as usize]).unwrap();
-        let source = open(&raw, Format::Raw);
-        tools::convert(&source, &path, format, false, &mut |_, _| {}).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// An image that is filled.
+fn filled(scratch: &Scratch, name: &str, format: Format) -> PathBuf {
+    let (raw, path) = (scratch.path("filled.raw"), scratch.path(name));
+    fs::write(&raw, vec![BEFORE; SIZE as usize]).unwrap();
+    let source = open(&raw, Format::Raw);
+    tools::convert(&source, &path, format, false, &mut |_, _| {}).unwrap();
+    path
 }
 
 fn open(path: &Path, format: Format) -> Disk {
@@ -146,7 +122,7 @@ fn a_guest_writes_on_while_its_disk_goes_from_overlay_to_overlay() {
         (Format::Qcow2, ",overlay"),
     ] {
         let scratch = Scratch::new();
-        let image = scratch.image(&format!("disk.{format}"), format);
+        let image = filled(&scratch, &format!("disk.{format}"), format);
         let disk = format!("{},format={format}{options},iops=1000000", image.display());
         let config = writer(disk.parse().unwrap());
         let forgotten = options == ",overlay";
@@ -210,7 +186,7 @@ fn a_guest_goes_on_with_its_disk_however_that_was_kept() {
         (DiskMode::Reference, true, ""),
     ] {
         let scratch = Scratch::new();
-        let image = scratch.image("disk.qcow2", Format::Qcow2);
+        let image = filled(&scratch, "disk.qcow2", Format::Qcow2);
         let config = writer(format!("{}{disk}", image.display()).parse().unwrap());
         let place = scratch.path("snapshot");
         let (machine, output) = build(&config);
@@ -241,7 +217,7 @@ fn a_guest_goes_on_with_its_disk_however_that_was_kept() {
 #[test]
 fn a_snapshot_takes_the_place_of_the_one_that_its_machine_came_from() {
     let scratch = Scratch::new();
-    let image = scratch.image("disk.raw", Format::Raw);
+    let image = filled(&scratch, "disk.raw", Format::Raw);
     let mut config = writer(format!("{},format=raw", image.display()).parse().unwrap());
     let place = scratch.path("snapshot");
     let (mut machine, mut output) = build(&config);

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
+use std::{env, fs};
 
 use lodger::boot::Flat;
 use lodger::devices::Collected;
@@ -13,37 +12,11 @@ use lodger::hv::{Registers, Vcpu};
 use lodger::snapshot::Snapshot;
 use lodger::vm::{
     BalloonSpec, CannotRestore, CannotSave, Config, DiskSource, DiskSpec, Error, Kernel, Machine, MemorySpec,
-    Timeline,
 };
 
-use crate::support::{Random, eventually, kvm, machine_code, within};
+use crate::support::{Random, Scratch, eventually, kvm, machine_code, restore, within};
 
 const LIMIT: Duration = Duration::from_secs(300);
-
-/// A directory that goes away with its owner; in memory, where there is such a place, as many snapshots are written.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
-        let name = format!("lodger-kvm-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = parent.join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A guest that is about to change machines, and what all of them printed.
 struct Traveller {
@@ -59,7 +32,7 @@ impl Traveller {
     fn new(config: Config) -> Self {
         let output = Arc::new(Collected::default());
         let machine = Machine::new(&kvm(), &config, output.clone()).expect("the machine can be built");
-        let scratch = Scratch::new();
+        let scratch = Scratch::in_memory();
         let place = scratch.path("snapshot");
         Self { config, output, machine: Some(machine), place, moves: 0, _scratch: scratch }
     }
@@ -104,11 +77,6 @@ impl Traveller {
             (self.output, status)
         })
     }
-}
-
-fn restore(config: &Config, place: &Path, output: &Arc<Collected>) -> Result<Machine<KvmVm>, Error> {
-    let snapshot = Snapshot::open(place)?;
-    Machine::restore(&kvm(), config, &snapshot, output.clone(), &mut Timeline::start())
 }
 
 fn flat(code: &[u8]) -> Config {
@@ -218,7 +186,7 @@ fn requests_to_a_disk_go_on() {
         ..embedded("disk write 4096 8 4000; disk read 65536 2 400; exit 5")
     };
     // A disk without a file stays behind: an image moves along.
-    let scratch = Scratch::new();
+    let scratch = Scratch::in_memory();
     let image = scratch.path("disk");
     fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let disk = DiskSpec::new(&image);
@@ -305,7 +273,7 @@ fn several_processors_change_machines() {
 
 #[test]
 fn what_is_not_at_rest_or_has_ended_is_not_saved() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::in_memory();
     let place = scratch.path("snapshot");
     let machine = Machine::new(&kvm(), &embedded(""), Arc::new(Collected::default())).unwrap();
     machine.resume();

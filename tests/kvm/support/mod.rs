@@ -4,6 +4,7 @@ mod board;
 mod code;
 mod devices;
 pub mod programs;
+mod saved;
 mod state;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use lodger::x86::cpuid::{VcpuIdentity, guest_cpuid};
 pub use board::{Bare, Board, ENDS_WITHIN, Plan, put, read_u64, through_bytes};
 pub(crate) use code::machine_code;
 pub use devices::{Access, Consecutive, Ledger, Recorder};
+pub use saved::{Scratch, restore};
 pub use state::{CODE, DATA, HANDLER, PORT, SECOND_CODE, TABLES, gate, long_mode, write_tables};
 
 /// The hypervisor, without which none of these tests means anything.
