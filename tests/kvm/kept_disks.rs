@@ -134,7 +134,7 @@ fn a_guest_writes_on_while_its_disk_goes_from_overlay_to_overlay() {
             machine.resume();
             random.dawdle(20_000);
             machine.pause();
-            let place = scratch.path(&format!("snapshot-{}", kept.len()));
+            let place = scratch.path(format!("snapshot-{}", kept.len()));
             let start = Instant::now();
             if snapshot(&machine, DiskMode::Overlay, &place, false).is_none() {
                 break;
