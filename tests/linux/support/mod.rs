@@ -8,6 +8,7 @@
 //!   into a machine of its own, in milliseconds, so that no test sees what another did. What a fixture's guest has is fixed:
 //!   `bare` is nothing but a shell, `equipped` has one of each device. Another kind costs a boot for each build, which
 //!   pays when several tests use it. The snapshots are kept (`cache.rs`) for the next run of the same executable.
+//!   Where a process is needed, `Fixture::command` is `lodger restore` from the same snapshot.
 
 mod attached;
 mod cache;
