@@ -10,23 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::terminal::tests::{ONE_AT_A_TIME, cooked, is_raw};
 use super::*;
-
-/// A directory that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("lodger-console-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::storage::testing::TempDir;
 
 /// A console on a cooked terminal, output included.
 fn on_terminal() -> (MutexGuard<'static, ()>, Console, Pty, File) {
@@ -141,8 +125,8 @@ fn a_pipe_is_passed_unchanged_to_its_end() {
 
 #[test]
 fn files_and_the_null_device_are_inputs_too() {
-    let scratch = Scratch::new("input");
-    let path = scratch.0.join("keys");
+    let scratch = TempDir::new();
+    let path = scratch.at("keys");
     fs::write(&path, b"help\n").unwrap();
     assert_eq!(read(&mut on_input(File::open(&path).unwrap()), 5), (b"help\n".to_vec(), Input::End));
     assert_eq!(read(&mut on_input(File::open("/dev/null").unwrap()), 0), (Vec::new(), Input::End));
@@ -158,8 +142,8 @@ fn input_that_cannot_be_read_is_an_error_once() {
 
 #[test]
 fn a_file_gets_all_output_and_replaces_what_was_there() {
-    let scratch = Scratch::new("file");
-    let path = scratch.0.join("log");
+    let scratch = TempDir::new();
+    let path = scratch.at("log");
     fs::write(&path, "a long line of an earlier guest").unwrap();
     let console = Console::open(&Spec::File(path.clone())).unwrap();
     assert!(console.input().is_none());
@@ -172,20 +156,20 @@ fn a_file_gets_all_output_and_replaces_what_was_there() {
 
 #[test]
 fn a_new_file_is_for_its_owner_to_write() {
-    let scratch = Scratch::new("mode");
-    let path = scratch.0.join("log");
+    let scratch = TempDir::new();
+    let path = scratch.at("log");
     drop(Console::open(&Spec::File(path.clone())).unwrap());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7133, 0);
 }
 
 #[test]
 fn a_file_that_cannot_be_written_is_explained() {
-    let scratch = Scratch::new("errors");
+    let scratch = TempDir::new();
     let refuse = |path: PathBuf| Console::open(&Spec::File(path)).err().unwrap().to_string();
-    assert!(refuse(scratch.0.clone()).ends_with("it is a directory, a file is needed"));
-    let missing = refuse(scratch.0.join("no/log"));
-    assert!(missing.ends_with(&format!("the directory {} does not exist", scratch.0.join("no").display())));
-    let pipe = scratch.0.join("pipe");
+    assert!(refuse(scratch.path().to_owned()).ends_with("it is a directory, a file is needed"));
+    let missing = refuse(scratch.at("no/log"));
+    assert!(missing.ends_with(&format!("the directory {} does not exist", scratch.at("no").display())));
+    let pipe = scratch.at("pipe");
     let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
     // SAFETY: the name ends with a zero and is only read.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);

@@ -5,36 +5,13 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::{env, process, thread};
+use std::thread;
 
 use super::*;
+use crate::storage::testing::TempDir;
 
 const LONG: Duration = Duration::from_secs(20);
 const CAPACITY: usize = 10_000;
-
-/// A directory that goes away with the test.
-pub(in super::super) struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("lodger-{name}-{}-{number}", process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn at(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A guest's end with small buffers.
 struct Guest {
@@ -164,7 +141,7 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8).collect()
 }
 
-fn listen(scratch: &Scratch) -> (Line, Arc<Guest>, PathBuf) {
+fn listen(scratch: &TempDir) -> (Line, Arc<Guest>, PathBuf) {
     let (guest, path) = (Guest::new(false), scratch.at("socket"));
     let line = Line::open("test", &Place::Socket(path.clone()), guest.clone()).unwrap();
     line.start();
@@ -186,7 +163,7 @@ fn read<const COUNT: usize>(from: &mut impl Read) -> [u8; COUNT] {
 
 #[test]
 fn peers_come_one_after_another_and_each_has_its_own_bytes() {
-    let scratch = Scratch::new("turns");
+    let scratch = TempDir::new();
     let (line, guest, path) = listen(&scratch);
     for round in 1..4_u8 {
         let mut peer = connect(&path);
@@ -211,7 +188,7 @@ fn peers_come_one_after_another_and_each_has_its_own_bytes() {
 
 #[test]
 fn the_next_peer_waits_until_the_guest_is_done_with_the_last() {
-    let scratch = Scratch::new("busy");
+    let scratch = TempDir::new();
     let (_line, guest, path) = listen(&scratch);
     guest.change(|held| held.busy = true);
     let mut peer = connect(&path);
@@ -224,7 +201,7 @@ fn the_next_peer_waits_until_the_guest_is_done_with_the_last() {
 
 #[test]
 fn a_million_bytes_go_through_a_socket_in_both_directions() {
-    let scratch = Scratch::new("million");
+    let scratch = TempDir::new();
     let (_line, guest, path) = listen(&scratch);
     let bytes = pattern(1_000_000);
     let peer = connect(&path);
@@ -248,7 +225,7 @@ fn a_million_bytes_go_through_a_socket_in_both_directions() {
 
 #[test]
 fn what_a_peer_sent_before_it_left_arrives_even_if_the_guest_has_no_room_yet() {
-    let scratch = Scratch::new("late");
+    let scratch = TempDir::new();
     let (_line, guest, path) = listen(&scratch);
     let mut peer = connect(&path);
     peer.write_all(&pattern(3 * CAPACITY)).unwrap();
@@ -263,7 +240,7 @@ fn what_a_peer_sent_before_it_left_arrives_even_if_the_guest_has_no_room_yet() {
 
 #[test]
 fn the_end_waits_for_a_slow_peer_but_not_for_one_that_takes_nothing() {
-    let scratch = Scratch::new("end");
+    let scratch = TempDir::new();
     let (line, guest, path) = listen(&scratch);
     let mut peer = connect(&path);
     guest.until("it is there", |held| held.is_there);
@@ -304,7 +281,7 @@ fn a_pseudo_terminal_notices_who_attaches_and_who_leaves() {
 
 #[test]
 fn a_file_has_all_that_the_guest_sends() {
-    let scratch = Scratch::new("file");
+    let scratch = TempDir::new();
     let (guest, path) = (Guest::new(true), scratch.at("log"));
     fs::write(&path, "what was there before").unwrap();
     let line = Line::open("test", &Place::File(path.clone()), guest.clone()).unwrap();
@@ -342,7 +319,7 @@ fn a_sink_has_all_that_the_guest_sends() {
 
 #[test]
 fn a_line_that_was_never_started_ends_at_once() {
-    let scratch = Scratch::new("never");
+    let scratch = TempDir::new();
     let path = scratch.at("socket");
     drop(Line::open("test", &Place::Socket(path.clone()), Guest::new(false)).unwrap());
     assert!(!path.exists());

@@ -134,8 +134,8 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
 
-    use super::super::line::tests::Scratch;
     use super::*;
+    use crate::storage::testing::TempDir;
 
     /// A writer as a sink is one.
     struct Writer {
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_reader_follows_from_file_to_file_and_misses_nothing_if_it_keeps_up() {
-        let scratch = Scratch::new("log-follow");
+        let scratch = TempDir::new();
         let directory = scratch.at("");
         assert!(Reader::open(&directory).is_err());
         let mut writer = Writer::new(&directory);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_newest_is_kept_and_no_more_than_two_files_full() {
-        let scratch = Scratch::new("log-bound");
+        let scratch = TempDir::new();
         let directory = scratch.at("");
         let mut writer = Writer::new(&directory);
         for number in 0..5 * LOG_BOUND / 1000 {
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_stays_of_a_log_is_the_newest_from_the_beginning_of_a_line() {
-        let scratch = Scratch::new("log-shorten");
+        let scratch = TempDir::new();
         let directory = scratch.at("");
         shorten(&directory, 100).unwrap();
         let mut writer = Writer::new(&directory);
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn without_a_place_for_another_file_the_log_begins_anew() {
-        let scratch = Scratch::new("log-nowhere");
+        let scratch = TempDir::new();
         let directory = scratch.at("");
         let mut writer = Writer::new(&directory);
         fs::create_dir(directory.join(OLDER_LOG)).unwrap();

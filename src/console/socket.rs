@@ -166,12 +166,12 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
 
-    use super::super::line::tests::Scratch;
     use super::*;
+    use crate::storage::testing::TempDir;
 
     #[test]
     fn a_socket_is_its_owners_and_goes_away_with_it() {
-        let scratch = Scratch::new("owner");
+        let scratch = TempDir::new();
         let path = scratch.at("socket");
         let socket = Socket::listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_a_dead_process_left_is_replaced() {
-        let scratch = Scratch::new("stale");
+        let scratch = TempDir::new();
         let path = scratch.at("socket");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_lock_on_its_directory_holds_no_socket_up() {
         for exclusive in [false, true] {
-            let scratch = Scratch::new("locked");
+            let scratch = TempDir::new();
             let (fresh, stale) = (scratch.at("fresh"), scratch.at("stale"));
             drop(UnixListener::bind(&stale).unwrap());
             let directory = File::open(scratch.at("")).unwrap();
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn of_many_that_replace_a_socket_at_once_one_has_it() {
-        let scratch = Scratch::new("many");
+        let scratch = TempDir::new();
         let path = scratch.at("socket");
         for _ in 0..20 {
             drop(UnixListener::bind(&path).unwrap());
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_socket_in_use_is_refused_and_does_not_notice() {
-        let scratch = Scratch::new("used");
+        let scratch = TempDir::new();
         let path = scratch.at("socket");
         let first = Socket::listen(&path).unwrap();
         let said = Socket::listen(&path).unwrap_err().to_string();
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_socket_that_may_not_be_asked_is_not_said_to_be_in_use() {
         const NOBODY: libc::c_long = 65534;
-        let scratch = Scratch::new("foreign");
+        let scratch = TempDir::new();
         let path = scratch.at("socket");
         drop(UnixListener::bind(&path).unwrap());
         fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_no_place_for_a_socket_is_refused_with_the_reason() {
-        let scratch = Scratch::new("refused");
+        let scratch = TempDir::new();
         let file = scratch.at("file");
         fs::write(&file, "precious").unwrap();
         let refused = |path: &Path| Socket::listen(path).unwrap_err().to_string();

@@ -1,13 +1,13 @@
 //! What the tests of this room share: a small snapshot.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::{env, fs, process};
 
 use serde::{Deserialize, Serialize};
 
 use super::{CHUNK, Draft, Info, PAGE, Section};
 use crate::saved::Saved;
+use crate::storage::testing::TempDir;
 
 /// The state of nothing in particular.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,36 +23,26 @@ impl Saved for Lamp {
     const VERSION: u16 = 3;
 }
 
-/// A directory that goes away with its owner.
-pub struct Scratch(PathBuf);
+/// A directory in which names are looked at.
+pub struct Scratch(TempDir);
 
 impl Scratch {
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("lodger-snapshot-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(TempDir::new())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.at(name)
     }
 
     /// What is in it, hidden or not.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(&self.0)
+        let mut names: Vec<_> = fs::read_dir(self.0.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
         names
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
