@@ -33,9 +33,9 @@ pub(crate) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// A field of `/proc/meminfo` in bytes.
-pub(crate) fn bytes(meminfo: &str, key: &str) -> Option<u64> {
-    number(field(meminfo, key)?.strip_suffix("kB")?)?.checked_mul(1024)
+/// A field in bytes, of `/proc/meminfo` or of a process's `status`.
+pub(crate) fn bytes(text: &str, key: &str) -> Option<u64> {
+    number(field(text, key)?.strip_suffix("kB")?)?.checked_mul(1024)
 }
 
 #[cfg(test)]

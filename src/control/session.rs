@@ -18,7 +18,7 @@ use crate::console::LogReader;
 use crate::event;
 use crate::vm::SavedDescription;
 use crate::vm::driver::{Order, Origin, Phase, Request, Step, Taken};
-use crate::vm::inspect::{self, inspect};
+use crate::vm::inspect::inspect;
 
 /// How much is read and written at once.
 const PIECE: usize = 4096;
@@ -157,13 +157,11 @@ impl<H: Servable> Session<H> {
     }
 
     fn inspect(&self) -> Value {
-        let handle = &self.served.handle;
+        let machine = self.served.handle.machine();
         let mut tree = json!(self.status());
-        let mut look = json!(inspect(handle.machine()));
-        let configuration = inspect::Description::from(&self.served.description.config);
+        let mut look = json!(inspect(machine, &self.served.description));
         if let (Some(tree), Some(look)) = (tree.as_object_mut(), look.as_object_mut()) {
-            tree.insert("directory".to_owned(), json!(handle.machine().directory()));
-            tree.insert("configuration".to_owned(), json!(configuration));
+            tree.insert("directory".to_owned(), json!(machine.directory()));
             tree.append(look);
         }
         tree

@@ -3,69 +3,17 @@
 //! Nothing here waits for the guest or for a device: what cannot be told at this moment is left out.
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, DiskImage, Kernel, Machine};
+use super::description::Description;
+use super::{DiskImage, Machine};
 use crate::bus::Unowned;
 use crate::devices::virtio::balloon::GivenBack;
 use crate::devices::virtio::mmio::Look;
 use crate::hv::Vm;
+use crate::kernel_files;
 use crate::snapshot::Snapshot;
-
-/// How a machine was described.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Description {
-    /// As `--memory` takes it.
-    pub memory: String,
-    /// As `--cpus` takes it.
-    pub cpus: String,
-    /// As `--cpu` takes it.
-    pub cpu: String,
-    /// The kernel's file, if it is one.
-    pub kernel: Option<PathBuf>,
-    /// The command line that was asked for.
-    pub cmdline: Option<String>,
-    /// What was added to it.
-    pub append: Vec<String>,
-    /// The files of the initial file system.
-    pub initrds: Vec<PathBuf>,
-    /// As `--disk` takes them.
-    pub disks: Vec<String>,
-    /// Whether it has a source of random numbers.
-    pub rng: bool,
-    /// As `--balloon` takes it.
-    pub balloon: Option<String>,
-    /// Whether it has a virtio console.
-    pub virtio_console: bool,
-    /// As `--port` takes them.
-    pub ports: Vec<String>,
-}
-
-impl From<&Config> for Description {
-    fn from(config: &Config) -> Self {
-        let kernel = match &config.kernel {
-            Kernel::File(path) => Some(path.clone()),
-            Kernel::Embedded | Kernel::Bytes(_) => None,
-        };
-        Self {
-            memory: config.memory.to_string(),
-            cpus: config.cpus.to_string(),
-            cpu: config.cpu.to_string(),
-            kernel,
-            cmdline: config.cmdline.clone(),
-            append: config.append.clone(),
-            initrds: config.initrds.clone(),
-            disks: config.disks.iter().map(ToString::to_string).collect(),
-            rng: config.rng,
-            balloon: config.balloon.map(|balloon| balloon.to_string()),
-            virtio_console: config.virtio_console,
-            ports: config.ports.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
 
 /// The snapshot with which a machine began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +37,8 @@ impl From<&Snapshot> for RestoredFrom {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Inspection {
+    /// How it would be described as it is now, with the keys of `vm.toml`; nothing if no text can do that.
+    pub configuration: Option<serde_json::Value>,
     /// Its processors.
     pub processors: Vec<Processor>,
     /// Its virtio devices, in the order in which the guest finds them.
@@ -181,9 +131,14 @@ pub struct ThreadLook {
     pub seconds: Option<f64>,
 }
 
-/// Looks at a machine of this process.
-pub fn inspect<V: Vm>(machine: &Machine<V>) -> Inspection {
+/// Looks at a machine of this process that was described like this.
+pub fn inspect<V: Vm>(machine: &Machine<V>, description: &Description) -> Inspection {
+    let mut now = description.clone();
+    now.config.disks = machine.disk_specs();
+    let is_absolute = now.make_absolute().is_ok();
+    let status = kernel_files::read("/proc/self/status").unwrap_or_default();
     Inspection {
+        configuration: is_absolute.then(|| now.to_tree().ok()).flatten(),
         processors: processors(machine),
         devices: machine
             .virtio()
@@ -199,8 +154,8 @@ pub fn inspect<V: Vm>(machine: &Machine<V>) -> Inspection {
         last_post_code: machine.last_post_code(),
         memory: MemoryLook {
             guest: machine.memory().layout().size(),
-            resident: status_bytes("VmRSS:"),
-            peak: status_bytes("VmHWM:"),
+            resident: kernel_files::bytes(&status, "VmRSS"),
+            peak: kernel_files::bytes(&status, "VmHWM"),
         },
         threads: threads(),
     }
@@ -221,13 +176,6 @@ fn processors<V: Vm>(machine: &Machine<V>) -> Vec<Processor> {
         kernel_instructions: vcpu.counters().kernel_instructions(),
     };
     machine.vcpus().iter().map(look).collect()
-}
-
-/// What the kernel says about this process, in bytes.
-fn status_bytes(field: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: u64| kib << 10)
 }
 
 fn threads() -> Vec<ThreadLook> {
@@ -254,7 +202,7 @@ mod tests {
     use super::*;
     use crate::devices::Collected;
     use crate::hv::fake::{FakeHypervisor, Step};
-    use crate::vm::Completion;
+    use crate::vm::{Completion, Config};
 
     #[test]
     fn a_machine_is_described_as_it_was_asked_for_and_as_it_is() {
@@ -267,13 +215,14 @@ mod tests {
         };
         let hypervisor = FakeHypervisor::new([Step::PortWrite { port: 0x80, width: 1, data: vec![0x17] }]);
         let machine = Machine::new(&hypervisor, &config, Arc::new(Collected::default())).unwrap();
-        let description = serde_json::to_value(Description::from(&config)).unwrap();
-        assert_eq!((&description["cpus"], &description["balloon"]), (&"2".into(), &"4M".into()));
         machine.resume();
         while machine.vcpus().iter().any(|vcpu| vcpu.counters().total() == 0) {
             std::thread::yield_now();
         }
-        let tree = serde_json::to_value(inspect(&machine)).unwrap();
+        let description = Description { config, ..Description::default() };
+        let tree = serde_json::to_value(inspect(&machine, &description)).unwrap();
+        let configuration = &tree["configuration"];
+        assert_eq!((&configuration["cpus"], &configuration["balloon"]), (&2.into(), &"4M".into()));
         assert_eq!(tree["processors"].as_array().unwrap().len(), 2);
         assert_eq!(tree["processors"][0]["exits"][0]["name"], "pio-write");
         assert_eq!(tree["devices"][0]["name"], "virtio-rng");

@@ -341,6 +341,15 @@ fn a_disk_that_goes_on_in_an_overlay_is_told_of() {
     let overlay = session.at("disk.img.after-one.snapshot.qcow2");
     assert!(said.ends_with(&format!("\nvda goes on in {overlay}\n")), "{said}");
     assert!(fs::metadata(&overlay).is_ok());
+    // What it is in now is told in its configuration, too.
+    let tree = session.json(&["inspect", "one"]);
+    assert_eq!(
+        (&tree["configuration"]["disk"][0]["overlay"], &tree["disks"][0]["path"]),
+        (&overlay.as_str().into(), &overlay.as_str().into())
+    );
+    let text = session.run(&["inspect", "one"]).with(0).silent().stdout;
+    assert!(text.contains("  guest: 256 MiB\n") && text.contains("  vda\n"), "{text}");
+    assert!(!text.contains("\n  -"), "{text}");
     let info = session.run(&["snapshot", "info", &place]).with(0).silent().stdout;
     assert!(info.contains(&format!("vda, 1 MiB, by overlay: {disk}")), "{info}");
     let taken = session.json(&["snapshot", "one", &session.at("copied")]);

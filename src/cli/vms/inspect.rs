@@ -1,14 +1,18 @@
 //! `lodger inspect`: all that a machine can tell of itself.
 
-use std::fmt::Write;
-
 use clap::Args;
 use lodger::vm::Found;
 use serde_json::{Map, Value, json};
 
-use super::{Which, left};
+use super::Which;
+use super::left::{self, ago, duration};
 use crate::cli::AnyError;
-use crate::cli::disk::output;
+use crate::cli::disk::output::{self, disk_name, size};
+
+/// What is a list of the guest's disks.
+const DISKS: [&str; 2] = ["disk", "disks"];
+/// How many fields a line may have.
+const SHORT: usize = 5;
 
 /// Show what a VM is and does: configuration, processors, devices, memory, threads
 #[derive(Args)]
@@ -46,58 +50,97 @@ fn what_is_left(found: &Found) -> Value {
     })
 }
 
+/// What is measured in bytes.
+const BYTES: [&str; 8] = ["memory", "guest", "resident", "peak", "target", "actual", "inflated", "reported"];
+/// What is measured in seconds.
+const SECONDS: [&str; 2] = ["seconds", "uptime"];
+
 /// A tree as indented lines; what is not there is left out.
 fn branch(text: &mut String, tree: &Value, depth: usize) {
     let Some(fields) = tree.as_object() else { return };
     for (name, value) in in_order(fields) {
-        let indent = "  ".repeat(depth);
-        // Writing to a string does not fail.
-        let _ = match value {
-            Value::Null => Ok(()),
+        match value {
             Value::Object(_) => {
-                let begun = writeln!(text, "{indent}{name}");
+                line(text, depth, name);
                 branch(text, value, depth + 1);
-                begun
             }
             Value::Array(items) => list(text, name, items, depth),
-            _ => writeln!(text, "{indent}{name}: {}", leaf(value)),
-        };
+            Value::String(said) if said.contains('\n') => {
+                line(text, depth, name);
+                said.lines().for_each(|said| line(text, depth + 1, said));
+            }
+            _ if name == "unix-ms" => line(text, depth, &format!("when: {}", leaf(name, value))),
+            _ => line(text, depth, &format!("{name}: {}", leaf(name, value))),
+        }
     }
 }
 
-/// By what it is called first.
-fn in_order(fields: &Map<String, Value>) -> Vec<(&String, &Value)> {
-    let mut fields: Vec<_> = fields.iter().collect();
+fn line(text: &mut String, depth: usize, said: &str) {
+    *text += &format!("{}{said}\n", "  ".repeat(depth));
+}
+
+/// What there is, by what it is called first. Of what has names, these are told in place of numbers.
+fn in_order(fields: &Map<String, Value>) -> Vec<(&str, &Value)> {
+    let named = |name: &str| fields.contains_key(&format!("{}-names", name.trim_end_matches('s')));
+    let there = fields.iter().filter(|(name, value)| !is_nothing(value) && !named(name));
+    let mut fields: Vec<_> = there.map(|(name, value)| (name.as_str(), value)).collect();
     fields.sort_by_key(|(name, _)| (*name != "name", *name != "id"));
     fields
 }
 
-fn list(text: &mut String, name: &str, items: &[Value], depth: usize) -> std::fmt::Result {
-    let indent = "  ".repeat(depth);
-    if items.is_empty() {
-        return Ok(());
-    }
-    if items.iter().all(|item| !item.is_object()) {
-        let items: Vec<_> = items.iter().map(leaf).collect();
-        return writeln!(text, "{indent}{name}: {}", items.join(", "));
-    }
-    writeln!(text, "{indent}{name}")?;
-    for item in items {
-        let Some(fields) = item.as_object() else { continue };
-        if fields.values().any(|value| value.is_array() || value.is_object()) {
-            writeln!(text, "{indent}  -")?;
-            branch(text, item, depth + 2);
-        } else {
-            let fields = in_order(fields).into_iter().filter(|(_, value)| !value.is_null());
-            let fields: Vec<_> = fields.map(|(name, value)| format!("{name} {}", leaf(value))).collect();
-            writeln!(text, "{indent}  - {}", fields.join(", "))?;
-        }
-    }
-    Ok(())
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn leaf(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+fn list(text: &mut String, name: &str, items: &[Value], depth: usize) {
+    if items.iter().all(|item| !item.is_object()) {
+        let items: Vec<_> = items.iter().map(|item| leaf(name, item)).collect();
+        let name = name.strip_suffix("-names").map_or(name.to_owned(), |name| format!("{name}s"));
+        return line(text, depth, &format!("{name}: {}", items.join(", ")));
+    }
+    line(text, depth, name);
+    for (number, item) in items.iter().enumerate() {
+        let Some(fields) = item.as_object() else { continue };
+        let mut fields = in_order(fields);
+        let called = match fields.first() {
+            Some(("name" | "id", value)) => leaf("", value),
+            _ if DISKS.contains(&name) => disk_name(number),
+            _ => (number + 1).to_string(),
+        };
+        fields.retain(|(_, value)| !(leaf("", value) == called));
+        let is_short = !fields.iter().any(|(_, value)| value.is_array() || value.is_object());
+        if is_short && fields.len() < SHORT {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| in_short(name, value)).collect();
+            line(text, depth + 1, &format!("{called}: {}", fields.join(", ")));
+        } else {
+            line(text, depth + 1, &called);
+            let fields: Map<_, _> =
+                fields.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+            branch(text, &Value::Object(fields), depth + 2);
+        }
+    }
+}
+
+/// A field as one of several in a line.
+fn in_short(name: &str, value: &Value) -> String {
+    match value {
+        Value::Bool(true) => name.to_owned(),
+        Value::Bool(false) => format!("not {name}"),
+        _ if name == "count" || SECONDS.contains(&name) => leaf(name, value),
+        _ => format!("{name} {}", leaf(name, value)),
+    }
+}
+
+/// A value for people.
+fn leaf(name: &str, value: &Value) -> String {
+    if let Some(bytes) = value.as_u64().filter(|_| BYTES.contains(&name)) {
+        return size(bytes);
+    }
+    match value.as_f64() {
+        Some(seconds) if SECONDS.contains(&name) => duration(seconds),
+        Some(milliseconds) if name == "unix-ms" => format!("{} ago", ago(milliseconds as u64)),
+        _ => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+    }
 }
 
 #[cfg(test)]
@@ -107,29 +150,46 @@ mod tests {
     #[test]
     fn a_tree_is_lines_with_what_is_there() {
         let tree = json!({
-            "name": "web", "kernel": null, "numbers": [1, 2], "none": [],
-            "memory": { "guest": 5 },
-            "threads": [{ "id": 1, "name": "vcpu0", "seconds": null }],
-            "devices": [{ "name": "blk", "queues": [{ "size": 4 }] }],
+            "name": "web", "kernel": null, "numbers": [1, 2], "none": [], "uptime": 75.25,
+            "balloon": { "actual": 1_572_864 },
+            "memory": { "guest": 268_435_456 },
+            "messages": "one\n  two\n",
+            "processors": [{ "id": 0, "exits": [{ "name": "pio-read", "count": 5 }], "seconds": 0.00732 }],
+            "threads": [{ "id": 1, "name": "vcpu0", "seconds": 5.2e-6 }],
+            "devices": [{
+                "name": "blk", "features": 512, "feature-names": ["flush"],
+                "queues": [{ "size": 4, "ready": false }],
+            }],
+            "disks": [{ "path": "/a", "behind": [], "forgotten": true }],
         });
         let mut text = String::new();
         branch(&mut text, &tree, 0);
-        let mut lines: Vec<_> = text.lines().collect();
-        lines.sort_unstable();
-        let mut expected = vec![
-            "name: web",
-            "numbers: 1, 2",
-            "memory",
-            "  guest: 5",
-            "threads",
-            "  - name vcpu0, id 1",
-            "devices",
-            "  -",
-            "    name: blk",
-            "    queues",
-            "      - size 4",
-        ];
-        expected.sort_unstable();
-        assert_eq!(lines, expected);
+        let expected = "\
+name: web
+balloon
+  actual: 1.5 MiB
+devices
+  blk
+    features: flush
+    queues
+      1: not ready, size 4
+disks
+  vda: forgotten, path /a
+memory
+  guest: 256 MiB
+messages
+  one
+    two
+numbers: 1, 2
+processors
+  0
+    exits
+      pio-read: 5
+    seconds: 7.3 ms
+threads
+  vcpu0: id 1, 5.2 us
+uptime: 75.3 s
+";
+        assert_eq!(text, expected);
     }
 }

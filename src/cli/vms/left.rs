@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime};
 
 use lodger::control::ClientError;
-use lodger::vm::{self, Ended, Found, MESSAGES, Name};
+use lodger::vm::{self, Found, MESSAGES, Name};
 
 /// More than a process keeps of what it says.
 const MOST: u64 = 256 << 10;
@@ -34,14 +34,26 @@ pub fn messages(found: &Found) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// How long ago that was, for people.
-pub fn ago(ended: &Ended) -> String {
-    let then = SystemTime::UNIX_EPOCH + Duration::from_millis(ended.unix_ms);
+/// How long ago a time was, for people.
+pub fn ago(unix_ms: u64) -> String {
+    let then = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     // The clock may have been set back meanwhile.
     age(then.elapsed().unwrap_or_default().as_secs_f64())
 }
 
-/// A duration for people.
+/// A duration for people, be it short or long.
+pub fn duration(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        0.0..0.001 => (seconds * 1e6, "us"),
+        0.001..1.0 => (seconds * 1e3, "ms"),
+        1.0..120.0 => (seconds, "s"),
+        _ => return age(seconds),
+    };
+    let text = format!("{value:.1}");
+    format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// How long something has been there, for people.
 pub fn age(seconds: f64) -> String {
     let seconds = seconds as u64;
     match seconds {
@@ -55,6 +67,15 @@ pub fn age(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        for (seconds, said) in
+            [(0.0, "0 us"), (0.25, "250 ms"), (3.0, "3 s"), (3.14, "3.1 s"), (600.0, "10 min")]
+        {
+            assert_eq!(duration(seconds), said);
+        }
+    }
 
     #[test]
     fn ages_are_short() {

@@ -137,5 +137,5 @@ fn table(rows: &[Row]) -> String {
 
 /// How one has ended.
 fn how(ended: &Ended) -> String {
-    format!("  {} ago, status {}", ago(ended), ended.status)
+    format!("  {} ago, status {}", ago(ended.unix_ms), ended.status)
 }

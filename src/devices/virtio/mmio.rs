@@ -15,9 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::complaints::Complaints;
 use super::worker::{Served, Worker};
-use super::{
-    COMMON_FEATURES, Device, EVENT_INDEX, INDIRECT_DESCRIPTORS, Interrupt, Link, Misuse, Queue, VERSION_1,
-};
+use super::{COMMON_FEATURES, Device, EVENT_INDEX, Interrupt, Link, Misuse, Queue, VERSION_1, features};
 use crate::bus::{self, Action};
 use crate::devices;
 use crate::event;
@@ -96,8 +94,8 @@ pub struct Look {
     pub status: Stage,
     /// The features that it has accepted, as a number.
     pub features: u64,
-    /// Those that all devices have in common, by name.
-    pub common_features: Vec<&'static str>,
+    /// The same by their names.
+    pub feature_names: Vec<String>,
     /// The queues.
     pub queues: Vec<QueueLook>,
 }
@@ -267,14 +265,9 @@ impl Mmio {
             _ if status & status::DRIVER_OK != 0 => Stage::InUse,
             _ => Stage::SettingUp,
         };
-        let common = [
-            (VERSION_1, "version-1"),
-            (INDIRECT_DESCRIPTORS, "indirect-descriptors"),
-            (EVENT_INDEX, "event-index"),
-        ];
-        let common = common.into_iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| name);
+        let feature_names = features::names(self.device.kind().id, features);
         let queues = state.rings.iter().map(|rings| QueueLook { size: rings.size(), ready: rings.ready() });
-        Some(Look { status: stage, features, common_features: common.collect(), queues: queues.collect() })
+        Some(Look { status: stage, features, feature_names, queues: queues.collect() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

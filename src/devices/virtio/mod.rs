@@ -12,6 +12,7 @@ pub mod balloon;
 pub mod blk;
 mod complaints;
 pub mod console;
+mod features;
 #[cfg(test)]
 mod hostile;
 mod interrupt;

@@ -55,7 +55,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 pub use self::error::{CannotDescribe, DescriptionError, ReadError, Reason, Unknown};
 use self::reading::{Named, Problem, Section, Value};
@@ -111,6 +111,13 @@ impl Description {
             Ok(read) if read != *self => Err(CannotDescribe::Differs),
             Ok(_) => Ok(text),
         }
+    }
+
+    /// The same as a tree, for those who look at it: its keys and values are those of the text.
+    pub fn to_tree(&self) -> Result<serde_json::Value, CannotDescribe> {
+        let text = self.to_toml()?;
+        let parsed = DeTable::parse(&text).map_err(|_| CannotDescribe::Differs)?;
+        Ok(reading::tree(DeValue::Table(parsed.into_inner())))
     }
 }
 

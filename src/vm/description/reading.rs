@@ -191,6 +191,28 @@ impl<'t> Section<'t> {
     }
 }
 
+/// A value as a tree. Of numbers only whole ones are written in descriptions, and all fit.
+pub(super) fn tree(value: DeValue<'_>) -> serde_json::Value {
+    match value {
+        DeValue::String(text) => text.into_owned().into(),
+        DeValue::Boolean(set) => set.into(),
+        DeValue::Integer(number) => {
+            let value = u64::from_str_radix(number.as_str(), number.radix());
+            value.map_or_else(|_| number.as_str().into(), Into::into)
+        }
+        DeValue::Float(number) => number.as_str().into(),
+        DeValue::Datetime(date) => date.to_string().into(),
+        DeValue::Array(items) => items.into_iter().map(|item| tree(item.into_inner())).collect(),
+        DeValue::Table(table) => {
+            let entries = table.into_iter();
+            entries
+                .map(|(key, value)| (key.into_inner().into_owned(), tree(value.into_inner())))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        }
+    }
+}
+
 /// What a value is, for those who expected something else.
 fn kind(value: &DeValue<'_>) -> &'static str {
     match value {

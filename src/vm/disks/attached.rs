@@ -2,13 +2,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
 use super::super::directory::{Files, ROOM, named_room};
+use super::super::machine::Machine;
 use super::super::{Changes, DiskSource, DiskSpec, Error};
-use crate::storage::{self, Disk, DiskOptions, Format, Layer, Storage, Verified, tools};
+use crate::hv::Vm;
+use crate::storage::{self, Disk, DiskOptions, Format, Storage, Verified, tools};
 
 /// A disk's image, and what the machine has to know of it besides.
 pub(in crate::vm) struct Attached {
@@ -57,8 +59,28 @@ impl Attached {
         matches!(self.spec.source, DiskSource::Ephemeral { .. }) && self.own == 1
     }
 
+    /// What describes it as it is now: a snapshot may have had it go on in an overlay. What is forgotten with the machine
+    /// is described as it was.
+    pub fn spec_now(&self) -> DiskSpec {
+        let mut spec = self.spec.clone();
+        if let (DiskSource::Image { path, format, changes, .. }, [first, behind, ..]) =
+            (&mut spec.source, self.disk().layers())
+        {
+            let written = match changes {
+                Changes::Image => &*path,
+                Changes::Overlay(overlay) => overlay,
+                Changes::Forgotten => return spec,
+            };
+            if !is_same(written, &first.path) {
+                (*path, *format) = (behind.path.clone(), format.and(Some(behind.format)));
+                *changes = Changes::Overlay(first.path.clone());
+            }
+        }
+        spec
+    }
+
     pub fn look(&self) -> DiskImage {
-        let mut paths = self.disk().layers().iter().map(|layer| layer.path.clone());
+        let mut paths = self.disk().layers().iter().map(|layer| absolute(&layer.path));
         let first = paths.next();
         DiskImage {
             path: first.filter(|_| !self.is_nameless()),
@@ -67,6 +89,23 @@ impl Attached {
             behind: paths.collect(),
         }
     }
+}
+
+impl<V: Vm> Machine<V> {
+    /// Its disks, as they are described now.
+    pub fn disk_specs(&self) -> Vec<DiskSpec> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Attached::spec_now).collect()
+    }
+}
+
+/// Where a file is, wherever somebody else is who is told that.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Opens the disk that the guest finds as the one of this number.
@@ -126,11 +165,7 @@ fn roomy() -> PathBuf {
 
 /// Fails if an overlay that was there already is one of something else.
 fn check_backing(disk: &Disk, overlay: &Path, base: &Path) -> Result<(), storage::Error> {
-    let same = |layer: &Layer| match (layer.path.canonicalize(), base.canonicalize()) {
-        (Ok(behind), Ok(base)) => behind == base,
-        _ => false,
-    };
-    if disk.layers().get(1).is_some_and(same) {
+    if disk.layers().get(1).is_some_and(|layer| is_same(&layer.path, base)) {
         return Ok(());
     }
     let source = io::Error::other(format!("it is no overlay of {}", base.display()));

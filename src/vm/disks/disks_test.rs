@@ -177,6 +177,9 @@ fn a_user_s_image_is_frozen_where_it_is_and_the_machine_goes_on_beside_it() {
         let beside = scene.path("a.img.after-one.qcow2");
         assert_eq!(saved.look()[0].went_on_in.as_deref(), Some(&*beside.canonicalize().unwrap()));
         assert_eq!(machine.disk_images()[0].behind.len(), 1);
+        // What describes it now is what it goes on with.
+        let now = format!("{},format={format},overlay={}", path.display(), beside.display());
+        assert_eq!(machine.disk_specs(), [spec(&now)]);
         put(&*attached(&machine, 0), 8192, 0x22);
         // Both run at once.
         let restored = self::machine(&reopened(&saved, &scene, &disks).unwrap());
@@ -185,6 +188,8 @@ fn a_user_s_image_is_frozen_where_it_is_and_the_machine_goes_on_beside_it() {
         // A name that is taken is no obstacle, and neither is a chain.
         let again = capture(&machine, &scene, DiskMode::Overlay, false);
         assert_eq!(machine.disk_images()[0].behind.len(), 2);
+        let now = machine.disk_specs()[0].to_string();
+        assert!(now.starts_with(&format!("{},format=qcow2,overlay=", beside.display())), "{now}");
         put(&*attached(&machine, 0), 8192, 0x23);
         drop((restored, machine));
         let went_on_in = again.look()[0].went_on_in.clone().unwrap();
