@@ -1,6 +1,6 @@
 //! A server with a machine of the fake hypervisor, and clients of every kind.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -331,20 +331,32 @@ fn of_too_many_clients_the_idlest_is_parted_with_and_those_at_work_stay() {
     ask(&mut last, method("pause"));
     assert_eq!(line(&mut working).unwrap()["to"], "paused");
     assert_eq!(line(&mut idle[0]), None);
-    // With everybody at work there is no room.
     drop(idle);
-    let busy: Vec<_> = (0..MOST_CLIENTS)
-        .map(|_| {
+}
+
+#[test]
+fn those_who_stay_leave_room_for_those_who_ask() {
+    let vm = vm(&[]);
+    let mut staying: Vec<_> = (0..MOST_CLIENTS - 1)
+        .map(|number| {
             let mut client = vm.connect();
-            // One that is refused may be parted with before it has written.
-            let _: io::Result<()> = client.write_all(b"{\"method\":\"events\"}\n");
-            (line(&mut client), client)
+            (ask(&mut client, method(["events", "attach"][number % 2])), client)
         })
         .collect();
-    assert!(busy.iter().any(|(answer, _)| answer.is_some()));
-    let refused =
-        busy.iter().filter(|(answer, _)| answer.as_ref().is_some_and(|answer| answer.get("error").is_some()));
-    assert!(refused.count() <= 2);
+    let refused = staying.split_off(MOST_STAYING);
+    assert!(staying.iter().all(|(answer, _)| answer.get("error").is_none()), "{staying:?}");
+    for (answer, mut client) in refused {
+        assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(1), &json!("busy")), "{answer}");
+        // It may ask for something else.
+        assert_eq!(ask(&mut client, method("status"))["result"]["state"], "running");
+    }
+    assert_eq!(ask(&mut vm.connect(), method("pause"))["result"]["state"], "paused");
+    // Who goes leaves a place.
+    staying.pop();
+    let start = Instant::now();
+    while ask(&mut vm.connect(), method("events")).get("error").is_some() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod session;
 
 pub use client::{Client, ClientError};
 pub use protocol::{PROTOCOL, Status};
-pub use server::{MOST_CLIENTS, Servable, Served, Server, ServerError};
+pub use server::{MOST_CLIENTS, MOST_STAYING, Servable, Served, Server, ServerError};
 
 /// The socket's name in a machine's directory.
 pub const SOCKET: &str = "control.sock";

@@ -1,9 +1,8 @@
 //! What goes over the control socket, each in a line of JSON. `docs/control-protocol.md` says what it means.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -68,133 +67,154 @@ impl Failure {
     }
 }
 
-/// The outer form of a request.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope {
-    #[serde(default)]
-    id: Value,
-    method: String,
-    #[serde(default)]
-    params: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct StopParams {
-    #[serde(default)]
-    timeout_ms: Option<u64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BalloonParams {
-    #[serde(default)]
-    target: Option<u64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogsParams {
-    #[serde(default)]
-    follow: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SnapshotParams {
-    directory: PathBuf,
-    #[serde(default)]
-    diff: DiffParam,
-    #[serde(default)]
-    disks: Option<DiskMode>,
-    #[serde(default)]
-    stop: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "diff is true, false or a path")]
-enum DiffParam {
-    Whether(bool),
-    On(PathBuf),
-}
-
-impl Default for DiffParam {
-    fn default() -> Self {
-        Self::Whether(false)
-    }
-}
-
-impl SnapshotParams {
-    /// Where the client is does not count here.
-    fn call(self) -> Result<Call, Failure> {
-        let Self { directory, diff, disks, stop } = self;
-        let diff = match diff {
-            DiffParam::Whether(false) => None,
-            DiffParam::Whether(true) => Some(Diff::Last),
-            DiffParam::On(base) => Some(Diff::On(base)),
-        };
-        let base = match &diff {
-            Some(Diff::On(base)) => base,
-            _ => &directory,
-        };
-        if directory.is_absolute() && base.is_absolute() {
-            return Ok(Call::Snapshot(Wanted { directory, diff, disks, stop }));
-        }
-        Err(Failure::new("params", "the directory of a snapshot is an absolute path"))
-    }
-}
-
 /// What a line asks for, and the id with which it wants to be answered.
 pub fn parse(line: &[u8]) -> (Value, Result<Call, Failure>) {
-    let envelope: Envelope = match serde_json::from_slice(line) {
-        Ok(envelope) => envelope,
+    let wrong = |why: &str| Failure::new("parse", format!("this is no request: {why}"));
+    let mut fields = match serde_json::from_slice(line) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(_) => return (Value::Null, Err(wrong(FORM))),
         Err(error) => {
-            return (Value::Null, Err(Failure::new("parse", format!("this is no request: {error}"))));
+            let why = format!("{FORM}; what stands at byte {} is no part of one", error.column());
+            return (Value::Null, Err(wrong(&why)));
         }
     };
-    let Envelope { id, method, params } = envelope;
+    // Whatever else is wrong, who asked is told so by this.
+    let id = fields.remove("id").unwrap_or_default();
     if !matches!(id, Value::Null | Value::Number(_) | Value::String(_)) {
-        return (Value::Null, Err(Failure::new("parse", "an id is a number or a text")));
+        return (Value::Null, Err(wrong("an id is a number or a text")));
     }
-    (id, call(&method, params))
-}
-
-fn call(method: &str, params: Map<String, Value>) -> Result<Call, Failure> {
-    let plain = |call| read::<Nothing>(method, params.clone()).map(|Nothing {}| call);
-    match method {
-        "version" | "ping" => plain(Call::Version),
-        "status" => plain(Call::Status),
-        "inspect" => plain(Call::Inspect),
-        "pause" => plain(Call::Pause),
-        "resume" => plain(Call::Resume),
-        "kill" => plain(Call::Kill),
-        "wait" => plain(Call::Wait),
-        "events" => plain(Call::Events),
-        "attach" => plain(Call::Attach),
-        "stop" => {
-            let StopParams { timeout_ms } = read(method, params)?;
-            Ok(Call::Stop { patience: timeout_ms.map_or(PATIENCE, Duration::from_millis) })
+    let call = match (fields.remove("method"), fields.remove("params").unwrap_or_default()) {
+        (Some(Value::String(method)), Value::Object(params)) => {
+            refuse_others(&fields, wrong, &method, params)
         }
-        "balloon" => read(method, params).map(|BalloonParams { target }| Call::Balloon { target }),
-        "snapshot" => read::<SnapshotParams>(method, params)?.call(),
-        "logs" => read(method, params).map(|LogsParams { follow }| Call::Logs { follow }),
-        // What it said may be as long as a line.
-        _ => Err(Failure::new(
-            "unknown-method",
-            "there is no such method; there are version, ping, status, inspect, pause, resume, stop, kill, wait, \
-             events, balloon, attach, logs and snapshot",
-        )),
+        (Some(Value::String(method)), Value::Null) => refuse_others(&fields, wrong, &method, Map::new()),
+        (Some(Value::String(_)), _) => Err(wrong("params are an object, as in {\"timeout-ms\": 5000}")),
+        (Some(_), _) => Err(wrong("a method is a text")),
+        (None, _) => Err(wrong("it has no method")),
+    };
+    (id, call)
+}
+
+/// What a request looks like.
+const FORM: &str = "a request is one JSON object, as in {\"id\": 1, \"method\": \"status\"}";
+
+fn refuse_others(
+    others: &Map<String, Value>,
+    wrong: impl Fn(&str) -> Failure,
+    method: &str,
+    params: Map<String, Value>,
+) -> Result<Call, Failure> {
+    match others.keys().next() {
+        Some(other) => Err(wrong(&format!("it has id, method and params, and no field {}", short(other)))),
+        None => call(method, Params { method, fields: params, known: Vec::new() }),
     }
 }
 
-fn read<T: DeserializeOwned>(method: &str, params: Map<String, Value>) -> Result<T, Failure> {
-    serde_json::from_value(Value::Object(params))
-        .map_err(|error| Failure::new("params", format!("the params of {method}: {error}")))
+fn call(method: &str, mut params: Params<'_>) -> Result<Call, Failure> {
+    let call = match method {
+        "version" | "ping" => Call::Version,
+        "status" => Call::Status,
+        "inspect" => Call::Inspect,
+        "pause" => Call::Pause,
+        "resume" => Call::Resume,
+        "kill" => Call::Kill,
+        "wait" => Call::Wait,
+        "events" => Call::Events,
+        "attach" => Call::Attach,
+        "stop" => {
+            let patience = params.number("timeout-ms", "a number of milliseconds")?;
+            Call::Stop { patience: patience.map_or(PATIENCE, Duration::from_millis) }
+        }
+        "balloon" => Call::Balloon { target: params.number("target", "a number of bytes")? },
+        "snapshot" => Call::Snapshot(snapshot(&mut params)?),
+        "logs" => Call::Logs { follow: params.switch("follow")? },
+        // What it said may be as long as a line.
+        _ => {
+            return Err(Failure::new(
+                "unknown-method",
+                "there is no such method; there are version, ping, status, inspect, pause, resume, stop, kill, wait, \
+                 events, balloon, attach, logs and snapshot",
+            ));
+        }
+    };
+    params.finish().map(|()| call)
+}
+
+fn snapshot(params: &mut Params<'_>) -> Result<Wanted, Failure> {
+    let directory = params.take("directory");
+    let directory = directory.ok_or_else(|| params.wrong("there has to be a directory"))?;
+    let diff = match params.take("diff") {
+        None | Some(Value::Bool(false)) => None,
+        Some(Value::Bool(true)) => Some(Diff::Last),
+        Some(base @ Value::String(_)) => Some(Diff::On(params.path("diff", &base)?)),
+        Some(_) => return Err(params.wrong("diff is true, false or a path")),
+    };
+    let disks = match params.take("disks") {
+        None => None,
+        Some(mode) => {
+            let mode = mode.as_str().and_then(|mode| mode.parse().ok());
+            Some(mode.ok_or_else(|| params.wrong("disks is copy, overlay or reference"))?)
+        }
+    };
+    Ok(Wanted { directory: params.path("directory", &directory)?, diff, disks, stop: params.switch("stop")? })
+}
+
+/// The params of a request: what is taken from them is known, and what is left over is not.
+struct Params<'a> {
+    method: &'a str,
+    fields: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Params<'_> {
+    fn wrong(&self, why: &str) -> Failure {
+        Failure::new("params", format!("the params of {}: {why}", self.method))
+    }
+
+    /// What is null is not there.
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.fields.remove(key).filter(|value| !value.is_null())
+    }
+
+    fn number(&mut self, key: &'static str, what: &str) -> Result<Option<u64>, Failure> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        value.as_u64().map(Some).ok_or_else(|| self.wrong(&format!("{key} is {what}, not negative")))
+    }
+
+    fn switch(&mut self, key: &'static str) -> Result<bool, Failure> {
+        let Some(value) = self.take(key) else { return Ok(false) };
+        value.as_bool().ok_or_else(|| self.wrong(&format!("{key} is true or false")))
+    }
+
+    /// A path. Where the client is does not count here.
+    fn path(&self, key: &str, value: &Value) -> Result<PathBuf, Failure> {
+        match value.as_str() {
+            Some(text) if text.contains('\0') => {
+                Err(self.wrong(&format!("{key} has a NUL in it, and no path can have that")))
+            }
+            Some(text) if Path::new(text).is_absolute() => Ok(text.into()),
+            _ => Err(self.wrong(&format!("{key} is an absolute path"))),
+        }
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        let Some(other) = self.fields.keys().next() else { return Ok(()) };
+        let known = match self.known.as_slice() {
+            [] => "there are none".to_owned(),
+            known => format!("there are {}", known.join(", ")),
+        };
+        Err(self.wrong(&format!("there is no {}; {known}", short(other))))
+    }
+}
+
+/// What somebody wrote, as far as it is short.
+fn short(text: &str) -> String {
+    let mut first: String = text.chars().take(40).collect();
+    if first.len() < text.len() {
+        first.push('…');
+    }
+    format!("{first:?}")
 }
 
 /// An answer, with the line's end.
@@ -308,6 +328,8 @@ mod tests {
         for (text, expected) in [
             (r#"{"id":1,"method":"ping"}"#, Call::Version),
             (r#"{"method":"pause","params":{}}"#, Call::Pause),
+            (r#"{"method":"pause","params":null}"#, Call::Pause),
+            (r#"{"method":"balloon","params":{"target":null}}"#, Call::Balloon { target: None }),
             (r#"{"method":"stop"}"#, Call::Stop { patience: PATIENCE }),
             (
                 r#"{"method":"stop","params":{"timeout-ms":1500}}"#,
@@ -348,7 +370,9 @@ mod tests {
             (r#"{"id":1}"#, "parse", "method"),
             (r#"{"id":[1],"method":"ping"}"#, "parse", "an id is"),
             (r#"{"method":"ping","more":1}"#, "parse", "more"),
-            (r#"{"method":"ping","params":[]}"#, "parse", "expected a map"),
+            (r#"{"method":"ping","params":[]}"#, "parse", "params are an object"),
+            (r#"{"method":7}"#, "parse", "a method is a text"),
+            ("{\"method\":\"ping\"", "parse", "at byte 16"),
             (r#"{"method":"teleport"}"#, "unknown-method", "there are version"),
             (r#"{"method":"pause","params":{"now":true}}"#, "params", "now"),
             (r#"{"method":"stop","params":{"timeout-ms":-1}}"#, "params", "the params of stop"),
@@ -361,12 +385,44 @@ mod tests {
                 "params",
                 "true, false or a path",
             ),
-            (r#"{"method":"balloon","params":{"target":"4M"}}"#, "params", "the params of balloon"),
+            (r#"{"method":"balloon","params":{"target":"4M"}}"#, "params", "target is a number of bytes"),
+            (r#"{"method":"balloon","params":{"tarket":1}}"#, "params", "no \"tarket\"; there are target"),
+            (r#"{"method":"logs","params":{"follow":1}}"#, "params", "follow is true or false"),
+            (r#"{"method":"snapshot","params":{"directory":"/a","disks":"b"}}"#, "params", "copy, overlay"),
+            (r#"{"method":"snapshot","params":{"directory":"/a\u0000b"}}"#, "params", "directory has a NUL"),
+            (
+                r#"{"method":"snapshot","params":{"directory":"/a","diff":"/\u0000"}}"#,
+                "params",
+                "diff has a NUL",
+            ),
         ] {
             let failure = parsed(text).unwrap_err();
             assert_eq!(failure.code, code, "{text}");
             assert!(failure.message.contains(said), "{text}: {}", failure.message);
         }
+    }
+
+    /// Nobody who reads it knows what this program is written in.
+    #[test]
+    fn whatever_is_wrong_it_is_said_with_the_id_and_in_the_protocols_words() {
+        for rest in [
+            r#""method":"ping","more":1"#,
+            r#""method":"pause","params":[]"#,
+            r#""params":{}"#,
+            r#""method":null"#,
+            r#""method":"stop","params":{"timeout-ms":"soon"}"#,
+            r#""method":"snapshot","params":{"directory":7}"#,
+            r#""method":"kill","params":{"now":{}}"#,
+        ] {
+            let (id, call) = parse(format!("{{{rest},\"id\":\"mine\"}}").as_bytes());
+            assert_eq!(id, "mine", "{rest}");
+            let said = call.unwrap_err().message;
+            for word in ["expected", "invalid type", "unknown field", "u64", "map", "column", "string"] {
+                assert!(!said.contains(word), "{rest}: {said}");
+            }
+        }
+        let long = format!("{{\"method\":\"ping\",\"{}\":1}}", "x".repeat(60_000));
+        assert!(parsed(&long).unwrap_err().message.len() < 200);
     }
 
     #[test]

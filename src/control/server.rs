@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use crate::{event, threads};
 
 /// How many clients there can be at once.
 pub const MOST_CLIENTS: usize = 64;
+/// How many of them can stay for long, to wait, to listen or to be attached: others shall have room to ask for something.
+pub const MOST_STAYING: usize = 48;
 const STACK_SIZE: usize = 256 << 10;
 /// How long a client may take nothing of what is written to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
@@ -100,6 +102,29 @@ impl Idle {
     }
 }
 
+/// How many clients stay for long.
+#[derive(Debug, Default)]
+pub(super) struct Room(AtomicUsize);
+
+/// One that does.
+pub(super) struct Place<'a>(&'a Room);
+
+impl Room {
+    /// Has one more stay, if there is a place.
+    pub fn stay(&self) -> Option<Place<'_>> {
+        let one_more = |staying| (staying < MOST_STAYING).then_some(staying + 1);
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        // One that is not given out must not be given back either.
+        taken.is_ok().then(|| Place(self))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Server {
     /// Listens in the machine's directory, which is made if there is none, before it returns.
     pub fn start<H: Servable>(served: Served<H>) -> Result<Self, ServerError> {
@@ -155,6 +180,7 @@ fn listen<H: Servable>(served: &Served<H>) -> Result<Socket, ServerError> {
 fn serve<H: Servable>(served: Arc<Served<H>>, listener: &Socket, closing: &Arc<EventFd>) {
     let birth = Instant::now();
     let mut clients: Vec<Client> = Vec::new();
+    let room = Arc::new(Room::default());
     let told = event::descriptor(closing);
     while let Ok([false, ready]) = event::readable([Some(told), Some(listener.as_fd())], None) {
         if !ready {
@@ -169,7 +195,7 @@ fn serve<H: Servable>(served: Arc<Served<H>>, listener: &Socket, closing: &Arc<E
             refuse(stream.into());
             continue;
         }
-        match admit(stream.into(), &served, closing, birth) {
+        match admit(stream.into(), &served, closing, &room, birth) {
             Ok(client) => clients.push(client),
             Err(error) => log::debug!("a client of the control socket is turned away: {error}"),
         }
@@ -181,14 +207,15 @@ fn admit<H: Servable>(
     stream: UnixStream,
     served: &Arc<Served<H>>,
     closing: &Arc<EventFd>,
+    room: &Arc<Room>,
     birth: Instant,
 ) -> io::Result<Client> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let stream = Arc::new(stream);
     let idle = Arc::new(Idle::default());
-    let session =
-        Session::new(Arc::clone(served), Arc::clone(&stream), Arc::clone(closing), Arc::clone(&idle), birth);
+    let (served, closing, room) = (Arc::clone(served), Arc::clone(closing), Arc::clone(room));
+    let session = Session::new(served, Arc::clone(&stream), closing, room, Arc::clone(&idle), birth);
     let builder = Builder::new().name("client".to_owned()).stack_size(STACK_SIZE);
     let thread = threads::without_signals(|| builder.spawn(move || session.serve()))?;
     Ok(Client { stream, idle, thread })

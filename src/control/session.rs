@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::line::{LONGEST, Lines};
 use super::protocol::{self, Call, Diff, Failure, PROTOCOL, Status, Wanted};
-use super::server::{Idle, Servable, Served};
+use super::server::{Idle, MOST_STAYING, Room, Servable, Served};
 use crate::console::LogReader;
 use crate::event;
 use crate::vm::SavedDescription;
@@ -35,6 +35,7 @@ pub struct Session<H: Servable> {
     served: Arc<Served<H>>,
     stream: Arc<UnixStream>,
     closing: Arc<EventFd>,
+    room: Arc<Room>,
     idle: Arc<Idle>,
     birth: Instant,
     lines: Lines,
@@ -53,10 +54,11 @@ impl<H: Servable> Session<H> {
         served: Arc<Served<H>>,
         stream: Arc<UnixStream>,
         closing: Arc<EventFd>,
+        room: Arc<Room>,
         idle: Arc<Idle>,
         birth: Instant,
     ) -> Self {
-        Self { served, stream, closing, idle, birth, lines: Lines::default() }
+        Self { served, stream, closing, room, idle, birth, lines: Lines::default() }
     }
 
     /// Serves the client until it goes, says what cannot be read, or the machine's end is told.
@@ -129,11 +131,24 @@ impl<H: Servable> Session<H> {
             Call::Stop { patience } => self.request(id, Request::Stop { patience }),
             Call::Kill => self.request(id, Request::Kill),
             Call::Balloon { target } => self.reply(id, self.balloon(target)),
-            Call::Wait => self.wait(id),
-            Call::Events => self.events(id),
-            Call::Attach => self.attach(id),
-            Call::Logs { follow } => self.logs(id, follow),
+            Call::Wait => self.stay(id, Self::wait),
+            Call::Events => self.stay(id, Self::events),
+            Call::Attach => self.stay(id, Self::attach),
+            Call::Logs { follow: true } => self.stay(id, |session, id| session.logs(id, true)),
+            Call::Logs { follow: false } => self.logs(id, false),
             Call::Snapshot(wanted) => self.snapshot(id, wanted),
+        }
+    }
+
+    /// Does what may last as long as the machine, if not too many others do that.
+    fn stay(&mut self, id: &Value, work: impl FnOnce(&mut Self, &Value) -> Next) -> Next {
+        let room = Arc::clone(&self.room);
+        match room.stay() {
+            Some(_place) => work(self, id),
+            None => {
+                let why = format!("{MOST_STAYING} clients wait, listen or are attached; try again later");
+                self.reply(id, Err(Failure::new("busy", why)))
+            }
         }
     }
 
