@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::AnyError;
+use super::say::shown;
 
 /// Print completions for a shell.
 #[derive(Args)]
@@ -19,11 +20,5 @@ pub fn print(arguments: &CompletionsArgs) -> Result<(), AnyError> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "lodger", &mut script);
     let mut output = io::stdout();
-    match output.write_all(&script).and_then(|()| output.flush()) {
-        // A reader that went away wants no more of it.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write the completions: {error}").into())
-        }
-        _ => Ok(()),
-    }
+    shown("the completions", output.write_all(&script).and_then(|()| output.flush())).map(drop)
 }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use lodger::host::{self, Area, Report, Row, Verdict};
 
+use super::say::{say, shown};
+
 /// Say what this host can do: KVM and its capabilities, what guests cannot do on it, memory, devices
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
@@ -42,11 +44,10 @@ const ADVICE_INDENT: usize = 8;
 /// Examines the host and prints what it found; the status says whether a guest can run.
 pub fn doctor(args: &DoctorArgs) -> ExitCode {
     let report = host::examine();
-    match print(&report, args.json) {
-        // Whoever closed the pipe has read enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            // If standard error is gone too, the status has to say it alone.
-            let _: io::Result<()> = writeln!(io::stderr(), "lodger: cannot print the findings: {error}");
+    match shown("the findings", print(&report, args.json)) {
+        // If standard error is gone too, the status has to say it alone.
+        Err(error) => {
+            say!("lodger: {error}");
             ExitCode::FAILURE
         }
         _ if report.can_run => ExitCode::SUCCESS,

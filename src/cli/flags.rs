@@ -8,6 +8,7 @@ use lodger::vm::offered_flags;
 use lodger::x86::model::{CpuModel, CpuModelError, is_in_baseline, known_flags};
 
 use super::AnyError;
+use super::say::shown;
 
 /// Lines are broken before this column.
 const WIDTH: usize = 110;
@@ -37,12 +38,8 @@ pub fn print() -> Result<(), AnyError> {
     let offered = Kvm::open().map_err(AnyError::from).and_then(|kvm| Ok(offered_flags(&kvm)?));
     let offered = offered.map_err(|error| error.to_string());
     let mut output = io::stdout();
-    match output.write_all(list(offered.as_deref()).as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write the list of flags: {error}").into())
-        }
-        _ => Ok(()),
-    }
+    let written = output.write_all(list(offered.as_deref()).as_bytes()).and_then(|()| output.flush());
+    shown("the list of flags", written).map(drop)
 }
 
 fn list(offered: Result<&[&'static str], &String>) -> String {

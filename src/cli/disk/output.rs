@@ -9,7 +9,7 @@ use lodger::storage::{DEEPEST, Format};
 use serde::Serialize;
 
 use crate::cli::AnyError;
-use crate::cli::say::to_standard_error;
+use crate::cli::say::{shown, to_standard_error};
 
 /// Prints a result: as JSON, or in words.
 pub fn print<T: Serialize>(json: bool, result: &T, words: impl FnOnce(&T) -> String) -> Result<(), AnyError> {
@@ -18,13 +18,8 @@ pub fn print<T: Serialize>(json: bool, result: &T, words: impl FnOnce(&T) -> Str
         return Ok(());
     }
     let mut output = io::stdout().lock();
-    match writeln!(output, "{}", text.trim_end()).and_then(|()| output.flush()) {
-        // A reader that went away wants no more of it.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot print the result: {error}").into())
-        }
-        _ => Ok(()),
-    }
+    let written = writeln!(output, "{}", text.trim_end()).and_then(|()| output.flush());
+    shown("the result", written).map(drop)
 }
 
 /// Tells what was made.

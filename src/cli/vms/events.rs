@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Which, text};
 use crate::cli::AnyError;
+use crate::cli::say::shown;
 
 const HELP: &str = "\
 JSON, a line each: {\"event\": \"state\", \"number\", \"unix-ms\", \"from\", \"to\", \"by\": who wanted it, \"end\": {\"status\", \"reason\"} if it
@@ -32,9 +33,8 @@ pub fn events(arguments: &EventsArgs) -> Result<u8, AnyError> {
     while let Some(event) = next {
         let line = if arguments.json { event.to_string() } else { in_words(&event) };
         let mut output = io::stdout().lock();
-        match writeln!(output, "{line}").and_then(|()| output.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
-            other => other.map_err(|error| format!("cannot print events: {error}"))?,
+        if !shown("events", writeln!(output, "{line}").and_then(|()| output.flush()))? {
+            return Ok(0);
         }
         next = client.receive()?;
     }
@@ -44,7 +44,9 @@ pub fn events(arguments: &EventsArgs) -> Result<u8, AnyError> {
 fn in_words(event: &Value) -> String {
     match event["event"].as_str() {
         Some("state") => {
-            let end = event["end"]["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+            // Of a fatal report the sentence; the rest is in JSON, and in what stays.
+            let reason = event["end"]["reason"].as_str().and_then(|reason| reason.lines().next());
+            let end = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             let (from, to, by) = (text(event, "from"), text(event, "to"), text(event, "by"));
             format!("{from} -> {to}, by {by}{end}")
         }
@@ -55,5 +57,18 @@ fn in_words(event: &Value) -> String {
         Some("lost") => format!("{} events are lost", event["count"]),
         Some(_) => event.to_string(),
         None => text(event, "state").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_line() {
+        let mut event = json!({ "event": "state", "from": "running", "to": "stopped", "by": "guest" });
+        assert_eq!(in_words(&event), "running -> stopped, by guest");
+        event["end"] = json!({ "status": 101, "reason": "triple fault\n  rax 0\n" });
+        assert_eq!(in_words(&event), "running -> stopped, by guest: triple fault");
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Which, left};
 use crate::cli::AnyError;
-use crate::cli::say::to_standard_error;
+use crate::cli::say::{shown, to_standard_error};
 
 /// Print what the console of a VM that was started with --detach has printed
 ///
@@ -44,12 +44,7 @@ pub fn logs(arguments: &LogsArgs) -> Result<u8, AnyError> {
             copied
         }
     };
-    match copied {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot print the log: {error}").into())
-        }
-        _ => Ok(0),
-    }
+    shown("the log", copied).map(|_| 0)
 }
 
 fn copy(output: &mut impl Write, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> io::Result<()> {
