@@ -200,6 +200,9 @@ pub enum MemorySpecError {
     /// The part before the first comma is no size.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// Without a unit it is next to nothing.
+    #[error("{0} is a number of bytes, and fewer than any guest can have: write {0}M if MiB are meant")]
+    Bytes(String),
     /// A word after a comma means nothing.
     #[error("{0:?} says nothing about memory; there are hugepages, hugetlb, prefault and mergeable")]
     Word(String),
@@ -213,12 +216,24 @@ pub enum MemorySpecError {
     NeverMerged,
 }
 
+/// The size of a memory, as people write it. Who forgot the unit is told so.
+pub(super) fn memory_size(text: &str) -> Result<u64, MemorySpecError> {
+    /// What has at least so many bytes may have been meant.
+    const MEANT: u64 = 1 << 20;
+    let size = size::parse(text)?;
+    match text.bytes().all(|byte| byte.is_ascii_digit()) && (1..MEANT).contains(&size) {
+        true => Err(MemorySpecError::Bytes(text.to_owned())),
+        false => Ok(size),
+    }
+}
+
 impl FromStr for MemorySpec {
     type Err = MemorySpecError;
 
     fn from_str(text: &str) -> Result<Self, MemorySpecError> {
         let mut parts = text.split(',');
-        let mut spec = Self::of_size(size::parse(parts.next().unwrap_or_default())?);
+        let size = parts.next().unwrap_or_default();
+        let mut spec = Self::of_size(memory_size(size)?);
         for word in parts {
             match word {
                 "hugepages" => spec.options.hugepages = true,
@@ -242,6 +257,8 @@ mod tests {
         assert_eq!(spec.options, Options { hugepages: true, prefault: true, ..Options::default() });
         let spec: MemorySpec = "512M,mergeable".parse().unwrap();
         assert_eq!(spec.options, Options { mergeable: true, ..Options::default() });
+        assert_eq!("64".parse::<MemorySpec>(), Err(MemorySpecError::Bytes("64".to_owned())));
+        assert_eq!("1048576".parse(), Ok(MemorySpec::of_size(1 << 20)));
         assert_eq!("1G,huge".parse::<MemorySpec>(), Err(MemorySpecError::Word("huge".to_owned())));
         assert_eq!("1G,".parse::<MemorySpec>(), Err(MemorySpecError::Word(String::new())));
         assert_eq!("1G,mergeable,hugetlb".parse::<MemorySpec>(), Err(MemorySpecError::NeverMerged));
@@ -263,7 +280,7 @@ mod tests {
             "512M",
             "1G,prefault",
             "1025K,hugepages,prefault",
-            "12345",
+            "1234567",
             "2T,hugetlb",
             "1G,prefault,mergeable",
         ] {

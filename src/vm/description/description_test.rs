@@ -217,6 +217,8 @@ fn a_value_of_another_kind_is_refused_with_what_it_has_to_be() {
 #[test]
 fn what_a_value_cannot_say_is_refused_where_it_stands() {
     for (text, line, said) in [
+        ("memory = 64", 1, "`memory`: 64 is a number of bytes, and fewer than any guest can have: write 64M"),
+        ("memory = { size = '64' }", 1, "`memory.size`: 64 is a number of bytes"),
         ("memory = 'much'", 1, "`memory`: \"much\" is not a size"),
         ("memory = -1", 1, "\"-1\" is not a size"),
         ("memory = 99999999999999999999999999999999999999999999", 1, "too large"),
@@ -377,7 +379,8 @@ impl Maker {
         if options.hugetlb {
             (options.hugepages, options.mergeable) = (false, false);
         }
-        MemorySpec { size: self.number(), options }
+        // Fewer bytes are refused where they have no unit.
+        MemorySpec { size: self.number().max(1 << 20), options }
     }
 
     fn cpus(&mut self) -> CpusSpec {

@@ -4,11 +4,12 @@
 
 use std::path::PathBuf;
 
-use super::reading::{Form, Named, Problem, Section, Value};
+use super::reading::{Form, Named, Problem, Section, Value, Written};
 use crate::boot::{Entry, Flat};
 use crate::console::{self, Place};
 use crate::memory::Options;
 use crate::size;
+use crate::vm::config;
 use crate::vm::console::check_name;
 use crate::vm::{BalloonSpec, ConsoleSpec, CpusSpec, DiskSpec, MemorySpec, PortSpec};
 use crate::x86::model::CpuModel;
@@ -21,11 +22,10 @@ const SIZE: &str = "a size, as in \"512M\"";
 pub(super) fn memory(value: Value<'_>) -> Result<MemorySpec, Problem> {
     let named = value.named.clone();
     const WANTED: &str = "a size, as in \"512M\", or a table, as in { size = \"512M\", prefault = true }";
-    match value.form(WANTED)? {
-        Form::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
-        Form::Switch(_) => Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
-            let size = table.with("size", size)?;
+    match value.written(WANTED)? {
+        Written::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
+        Written::Table(mut table) => {
+            let size = table.with("size", memory_size)?;
             let mut switch = |key| Ok(table.with(key, Value::switch)?.unwrap_or_default());
             let options = Options {
                 hugepages: switch("hugepages")?,
@@ -40,6 +40,11 @@ pub(super) fn memory(value: Value<'_>) -> Result<MemorySpec, Problem> {
     }
 }
 
+fn memory_size(value: Value<'_>) -> Result<u64, Problem> {
+    let named = value.named.clone();
+    config::memory_size(&value.compact(SIZE)?).map_err(|error| named.wrong(error))
+}
+
 fn size(value: Value<'_>) -> Result<u64, Problem> {
     let named = value.named.clone();
     size::parse(&value.compact(SIZE)?).map_err(|error| named.wrong(error))
@@ -49,10 +54,9 @@ pub(super) fn cpus(value: Value<'_>) -> Result<CpusSpec, Problem> {
     let named = value.named.clone();
     const WANTED: &str =
         "a number, a text, as in \"8,threads=2\", or a table, as in { count = 8, threads = 2 }";
-    match value.form(WANTED)? {
-        Form::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
-        Form::Switch(_) => Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
+    match value.written(WANTED)? {
+        Written::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
+        Written::Table(mut table) => {
             let mut number = |key| table.with(key, |value| value.parsed::<u32>(NUMBER));
             let (count, levels) =
                 (number("count")?, [number("sockets")?, number("cores")?, number("threads")?]);
@@ -66,10 +70,9 @@ pub(super) fn cpu(value: Value<'_>) -> Result<CpuModel, Problem> {
     let named = value.named.clone();
     const WANTED: &str =
         "a text, as in \"baseline,+aes\", or a table, as in { model = \"baseline\", flags = [\"+aes\"] }";
-    let text = match value.form(WANTED)? {
-        Form::Compact(text) => text,
-        Form::Switch(_) => return Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
+    let text = match value.written(WANTED)? {
+        Written::Compact(text) => text,
+        Written::Table(mut table) => {
             let model = table.with("model", Value::text)?;
             let flags = table.with("flags", Value::texts)?.unwrap_or_default();
             table.finish()?;
@@ -94,11 +97,10 @@ pub(super) struct Booted {
 pub(super) fn kernel(value: Value<'_>) -> Result<Booted, Problem> {
     let named = value.named.clone();
     const WANTED: &str = "a path, or a table, as in [kernel] with path, initrd, cmdline";
-    let mut table = match value.form(WANTED)? {
-        Form::Compact(path) if path.is_empty() => return Err(named.wrong("an empty path leads nowhere")),
-        Form::Compact(path) => return Ok(Booted { path: Some(path.into()), ..Booted::default() }),
-        Form::Switch(_) => return Err(named.is_not("true or false", WANTED)),
-        Form::Table(table) => table,
+    let mut table = match value.written(WANTED)? {
+        Written::Compact(path) if path.is_empty() => return Err(named.wrong("an empty path leads nowhere")),
+        Written::Compact(path) => return Ok(Booted { path: Some(path.into()), ..Booted::default() }),
+        Written::Table(table) => table,
     };
     let booted = Booted {
         path: table.with("path", Value::path)?,
@@ -121,10 +123,9 @@ fn flat(value: Value<'_>) -> Result<Flat, Problem> {
     let named = value.named.clone();
     const WANTED: &str =
         "a text, as in \"0x7c00,real\", or a table, as in { address = 0x7c00, mode = \"real\" }";
-    let text = match value.form(WANTED)? {
-        Form::Compact(text) => text,
-        Form::Switch(_) => return Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
+    let text = match value.written(WANTED)? {
+        Written::Compact(text) => text,
+        Written::Table(mut table) => {
             let default = Flat::default();
             let address = table.with("address", |value| value.compact(NUMBER))?;
             let mode = table.with("mode", Value::text)?;
@@ -157,10 +158,9 @@ pub(super) fn console(value: Value<'_>) -> Result<ConsoleSpec, Problem> {
     let named = value.named.clone();
     const WANTED: &str =
         "a text, as in \"virtio,pty\", or a table, as in { virtio = true, file = \"console.log\" }";
-    match value.form(WANTED)? {
-        Form::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
-        Form::Switch(_) => Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
+    match value.written(WANTED)? {
+        Written::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
+        Written::Table(mut table) => {
             let virtio = table.with("virtio", Value::switch)?.unwrap_or_default();
             let place = table.with("place", |value| value.parsed(WORD))?;
             let file = table.with("file", Value::path)?;
@@ -178,10 +178,9 @@ pub(super) fn console(value: Value<'_>) -> Result<ConsoleSpec, Problem> {
 pub(super) fn disk(value: Value<'_>) -> Result<DiskSpec, Problem> {
     let named = value.named.clone();
     const WANTED: &str = "a text, as in \"disk.img,ro\", or a table, as in [[disk]] with path";
-    match value.form(WANTED)? {
-        Form::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
-        Form::Switch(_) => Err(named.is_not("true or false", WANTED)),
-        Form::Table(table) => disk_table(&named, table),
+    match value.written(WANTED)? {
+        Written::Compact(text) => text.parse().map_err(|error| named.wrong(error)),
+        Written::Table(table) => disk_table(&named, table),
     }
 }
 
@@ -242,10 +241,9 @@ fn disk_table(named: &Named, mut table: Section<'_>) -> Result<DiskSpec, Problem
 fn rate(value: Value<'_>) -> Result<String, Problem> {
     const WANTED: &str = "a text, as in \"20M+100M\", or a table, as in { rate = \"20M\", burst = \"100M\" }";
     let named = value.named.clone();
-    match value.form(WANTED)? {
-        Form::Compact(text) => Ok(text),
-        Form::Switch(_) => Err(named.is_not("true or false", WANTED)),
-        Form::Table(mut table) => {
+    match value.written(WANTED)? {
+        Written::Compact(text) => Ok(text),
+        Written::Table(mut table) => {
             let rate = table.with("rate", |value| value.compact("so much a second"))?;
             let burst = table.with("burst", |value| value.compact("so much at once"))?;
             table.finish()?;
@@ -258,10 +256,9 @@ fn rate(value: Value<'_>) -> Result<String, Problem> {
 pub(super) fn port(value: Value<'_>) -> Result<PortSpec, Problem> {
     let named = value.named.clone();
     const WANTED: &str = "a text, as in \"agent,pty\", or a table, as in [[port]] with name and socket";
-    let mut table = match value.form(WANTED)? {
-        Form::Compact(text) => return text.parse().map_err(|error| named.wrong(error)),
-        Form::Switch(_) => return Err(named.is_not("true or false", WANTED)),
-        Form::Table(table) => table,
+    let mut table = match value.written(WANTED)? {
+        Written::Compact(text) => return text.parse().map_err(|error| named.wrong(error)),
+        Written::Table(table) => table,
     };
     let name = table.with("name", Value::text)?;
     let socket = table.with("socket", Value::path)?.map(Place::Socket);

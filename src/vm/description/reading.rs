@@ -75,7 +75,25 @@ pub(super) enum Form<'t> {
     Switch(bool),
 }
 
+/// What a value may be that is not switched on and off.
+pub(super) enum Written<'t> {
+    /// The text, or a number in digits.
+    Compact(String),
+    /// Said in as many words.
+    Table(Section<'t>),
+}
+
 impl<'t> Value<'t> {
+    /// In which of the forms it is, of those that say something; `wanted` says what it may be.
+    pub fn written(self, wanted: &'static str) -> Result<Written<'t>, Problem> {
+        let named = self.named.clone();
+        match self.form(wanted)? {
+            Form::Compact(text) => Ok(Written::Compact(text)),
+            Form::Table(table) => Ok(Written::Table(table)),
+            Form::Switch(_) => Err(named.is_not("true or false", wanted)),
+        }
+    }
+
     /// In which of the forms it is; `wanted` says what it may be.
     pub fn form(self, wanted: &'static str) -> Result<Form<'t>, Problem> {
         match self.value {
