@@ -205,8 +205,20 @@ fn who_waits_ends_with_the_status_of_the_guest() {
 #[test]
 fn what_one_printed_and_said_and_how_it_ended_is_known_afterwards() {
     let session = Session::new();
-    session.detach("one", "echo last words;crash triple");
+    session.detach("one", "");
+    session.wait_for_log("one", "lodger> ");
+    let mut events = Running::start(&mut session.command(&["events", "one"]));
+    let mut told = BufReader::new(events.stdout()).lines();
+    assert_eq!(told.next().unwrap().unwrap(), "running");
+    let mut attached = session.command(&["attach", "one"]);
+    let mut attached = Running::start(attached.stdin(Stdio::piped()));
+    attached.stdin().write_all(b"echo last words;crash triple\r").unwrap();
+    attached.finish().with(0);
     wait_until("it has ended", || session.states().is_empty());
+    // A line each, and no report.
+    let told: Vec<_> = told.map(Result::unwrap).collect();
+    assert!(told.len() == 1 && told[0].starts_with("running -> stopped, by guest: "), "{told:?}");
+    events.finish().with(0).silent();
     let rows = session.json(&["ps", "-a"]);
     assert_eq!((&rows[0]["name"], &rows[0]["state"]), (&"one".into(), &"ended".into()));
     assert_eq!((&rows[0]["ended"]["status"], &rows[0]["memory"]), (&101.into(), &(64 << 20).into()));

@@ -1,13 +1,13 @@
 //! `lodger inspect`: all that a machine can tell of itself.
 
 use clap::Args;
-use lodger::vm::Found;
+use lodger::vm::{Found, disk_name};
 use serde_json::{Map, Value, json};
 
 use super::Which;
 use super::left::{self, ago, duration};
 use crate::cli::AnyError;
-use crate::cli::disk::output::{self, disk_name, size};
+use crate::cli::disk::output::{self, size};
 
 /// What is a list of the guest's disks.
 const DISKS: [&str; 2] = ["disk", "disks"];
