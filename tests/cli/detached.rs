@@ -212,7 +212,7 @@ fn what_one_printed_and_said_and_how_it_ended_is_known_afterwards() {
     assert_eq!(told.next().unwrap().unwrap(), "running");
     let mut attached = session.command(&["attach", "one"]);
     let mut attached = Running::start(attached.stdin(Stdio::piped()));
-    attached.stdin().write_all(b"echo last words;crash triple\r").unwrap();
+    attached.stdin().write_all(b"echo last words\rcrash triple\r").unwrap();
     attached.finish().with(0);
     wait_until("it has ended", || session.states().is_empty());
     // A line each, and no report.
@@ -293,10 +293,8 @@ fn a_killed_process_is_listed_as_dead_until_the_next_start() {
     session.detach("one", "echo last words");
     session.wait_for_log("one", "last words");
     session.detach("two", "");
-    let pid = session.pid("one");
-    // SAFETY: a process of this session.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
-    wait_until("it is dead", || session.state("one") == "dead");
+    session.kill_process("one");
+    assert_eq!(session.state("one"), "dead");
     assert_eq!(session.state("two"), "running");
     session.run(&["pause", "one"]).refused(&["the VM one is dead"]);
     // What it has left is there until then.

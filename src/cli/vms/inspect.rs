@@ -107,7 +107,7 @@ fn list(text: &mut String, name: &str, items: &[Value], depth: usize) {
             _ if DISKS.contains(&name) => disk_name(number),
             _ => (number + 1).to_string(),
         };
-        fields.retain(|(_, value)| !(leaf("", value) == called));
+        fields.retain(|(_, value)| leaf("", value) != called);
         let is_short = !fields.iter().any(|(_, value)| value.is_array() || value.is_object());
         if is_short && fields.len() < SHORT {
             let fields: Vec<_> = fields.iter().map(|(name, value)| in_short(name, value)).collect();
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_tree_is_lines_with_what_is_there() {
         let tree = json!({
-            "name": "web", "kernel": null, "numbers": [1, 2], "none": [], "uptime": 75.25,
+            "name": "web", "kernel": null, "numbers": [1, 2], "none": [], "uptime": 75.3,
             "balloon": { "actual": 1_572_864 },
             "memory": { "guest": 268_435_456 },
             "messages": "one\n  two\n",

@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn durations_are_short() {
         for (seconds, said) in
-            [(0.0, "0 us"), (0.25, "250 ms"), (3.0, "3 s"), (3.14, "3.1 s"), (600.0, "10 min")]
+            [(0.0, "0 us"), (0.25, "250 ms"), (3.0, "3 s"), (3.4, "3.4 s"), (600.0, "10 min")]
         {
             assert_eq!(duration(seconds), said);
         }

@@ -36,11 +36,14 @@ impl Session {
     /// Ends a machine's process as a crash of the host does.
     #[track_caller]
     pub fn kill_process(&self, name: &str) {
+        let process = self.pid(name);
         // SAFETY: a process of this session.
-        assert_eq!(unsafe { libc::kill(self.pid(name), libc::SIGKILL) }, 0);
+        assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
         wait_until("it is dead", || {
             self.states().iter().all(|(other, state)| other != name || state == "dead")
         });
+        // Until then it holds its directory, and others that start do not clear that away.
+        wait_until("it is gone", || !Path::new(&format!("/proc/{process}")).exists());
     }
 
     pub fn command(&self, line: &[&str]) -> Command {
