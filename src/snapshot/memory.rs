@@ -1,6 +1,6 @@
 //! The file `memory`: the guest's memory, page by page as it is, and a last page that says to which state it belongs.
 //!
-//! Pages of zeroes are holes. The [checksum](checksum) of each [`CHUNK`] covers the others.
+//! Pages of zeroes are holes. The [checksum] of each [`CHUNK`] covers the others.
 
 use std::fs::File;
 use std::io;
