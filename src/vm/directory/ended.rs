@@ -102,6 +102,6 @@ pub(super) fn forget_the_oldest(root: &Path) {
     left.sort();
     let too_many = left.len().saturating_sub(MOST);
     for (_, path) in left.drain(..too_many) {
-        clear_dead(&path);
+        clear_dead(&path, is_left);
     }
 }

@@ -4,11 +4,11 @@
 //! that knows which machines run: these directories do. Each has a file `pid`, and the process whose machine it is
 //! holds a lock on that, which ends with the process, however that ends. So a directory without such a lock is a dead
 //! machine's; the next one that is made clears it away, unless it was never a machine's, or [tells](Ended) how its machine
-//! ended. A machine that keeps nothing in files and was given no name may have one later than all others, when its guest runs already: it costs 50 µs in
-//! memory, and milliseconds on some disks.
+//! ended. A machine that keeps nothing in files and was given no name may have one later than all others, when its guest
+//! runs already: it costs 50 µs in memory, and milliseconds on some disks.
 //!
-//! Nobody waits for the lock of a living one, and no order of starts, ends and deaths leaves two owners or takes a file from a living
-//! one:
+//! Nobody waits for the lock of a living one, and no order of starts, ends and deaths leaves two owners or takes a file
+//! from a living one:
 //! - whoever has locked `pid` looks whether that is still the file of this name; if not, it begins anew;
 //! - `pid` is the last file to be removed, and a directory is removed only if it is empty;
 //! - who makes or removes one has locked a byte more than who owns one, so that others can tell and try again.
@@ -283,7 +283,7 @@ impl Drop for Directory {
 pub fn clear(name: &Name) -> Result<bool, Error> {
     clear_in(&Root::of_machines()?, name).inspect(|_| {
         if let Ok(Some(root)) = Root::found_on_disk() {
-            clear_dead(&root.path().join(name.as_str()));
+            clear_dead(&root.path().join(name.as_str()), |_| true);
         }
     })
 }
@@ -358,23 +358,26 @@ fn sweep(root: &Root, own: &Name) {
     let Ok(entries) = fs::read_dir(root.path()) else { return };
     let others = entries.flatten().filter(|entry| entry.file_name() != own.as_str());
     for path in others.map(|entry| entry.path()).filter(|path| !ended::is_left(path)) {
-        clear_dead(&path);
+        // It may end, and leave something, between the first look and the lock.
+        clear_dead(&path, |path| !ended::is_left(path));
     }
     ended::forget_the_oldest(root.path());
 }
 
-/// Removes a directory, unless a machine lives there.
-fn clear_dead(path: &Path) {
-    match sweep_one(path) {
+/// Removes a directory, unless a machine lives there or it is none that is `meant`.
+fn clear_dead(path: &Path, meant: fn(&Path) -> bool) {
+    match sweep_one(path, meant) {
         Ok(true) => log::info!("{} was a dead VM's, and is removed", path.display()),
         Ok(false) => {}
         Err(error) => log::debug!("{} is left alone: {error}", path.display()),
     }
 }
 
-fn sweep_one(path: &Path) -> io::Result<bool> {
+fn sweep_one(path: &Path, meant: fn(&Path) -> bool) -> io::Result<bool> {
     match open_pid(path, false) {
-        Ok(pid) if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED)? => remove(path, &pid).map(|()| true),
+        Ok(pid) if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED)? && meant(path) => {
+            remove(path, &pid).map(|()| true)
+        }
         Ok(_) => Ok(false),
         // Who makes one makes the file next, or begins anew. It is removed if it is empty.
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_dir(path).map(|()| true),
