@@ -360,6 +360,23 @@ fn those_who_stay_leave_room_for_those_who_ask() {
 }
 
 #[test]
+fn who_has_it_killed_learns_how_it_ended_however_many_listen() {
+    let vm = vm(&[]);
+    let staying: Vec<_> = (0..MOST_STAYING)
+        .map(|_| {
+            let mut client = vm.connect();
+            assert!(ask(&mut client, method("events")).get("error").is_none());
+            client
+        })
+        .collect();
+    let mut client = vm.connect();
+    assert_eq!(ask(&mut client, method("wait"))["error"]["code"], "busy");
+    assert_eq!(ask(&mut client, method("kill"))["result"]["state"], "stopped");
+    assert_eq!(ask(&mut client, method("wait"))["result"]["status"], 137);
+    drop(staying);
+}
+
+#[test]
 fn several_that_are_attached_all_hear_the_guest_and_are_heard() {
     let vm = vm(&[]);
     let mut clients: Vec<_> = (0..3).map(|_| vm.connect()).collect();

@@ -106,20 +106,20 @@ impl Idle {
 #[derive(Debug, Default)]
 pub(super) struct Room(AtomicUsize);
 
-/// One that does.
-pub(super) struct Place<'a>(&'a Room);
+/// The seat of one that does.
+pub(super) struct Seat<'a>(&'a Room);
 
 impl Room {
-    /// Has one more stay, if there is a place.
-    pub fn stay(&self) -> Option<Place<'_>> {
+    /// Has one more stay, if there is a seat.
+    pub fn stay(&self) -> Option<Seat<'_>> {
         let one_more = |staying| (staying < MOST_STAYING).then_some(staying + 1);
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         // One that is not given out must not be given back either.
-        taken.is_ok().then(|| Place(self))
+        taken.is_ok().then(|| Seat(self))
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -191,7 +191,9 @@ fn serve<H: Servable>(served: Arc<Served<H>>, listener: &Socket, closing: &Arc<E
             continue;
         };
         clients.retain(|client| !client.thread.is_finished());
-        if clients.len() >= MOST_CLIENTS && !leave_the_idlest(&clients) {
+        // Those that were hung up may take a moment to be gone.
+        let is_full = clients.len() >= MOST_CLIENTS;
+        if is_full && (clients.len() >= 2 * MOST_CLIENTS || !leave_the_idlest(&clients)) {
             refuse(stream.into());
             continue;
         }
@@ -226,6 +228,8 @@ fn leave_the_idlest(clients: &[Client]) -> bool {
     let idle = clients.iter().filter_map(|client| Some((client.idle.get()?, client)));
     let Some((_, client)) = idle.min_by_key(|(since, _)| *since) else { return false };
     hang_up(&client.stream);
+    // It is still there, but not to be parted with once more.
+    client.idle.no_longer();
     true
 }
 

@@ -17,7 +17,7 @@ use super::server::{Idle, MOST_STAYING, Room, Servable, Served};
 use crate::console::LogReader;
 use crate::event;
 use crate::vm::SavedDescription;
-use crate::vm::driver::{Order, Origin, Phase, Request, Step, Taken};
+use crate::vm::driver::{Order, Origin, Phase, Request, State, Step, Taken};
 use crate::vm::inspect::inspect;
 
 /// How much is read and written at once.
@@ -131,6 +131,8 @@ impl<H: Servable> Session<H> {
             Call::Stop { patience } => self.request(id, Request::Stop { patience }),
             Call::Kill => self.request(id, Request::Kill),
             Call::Balloon { target } => self.reply(id, self.balloon(target)),
+            // Who has had it stopped waits for that, whoever else is there.
+            Call::Wait if matches!(self.served.handle.state(), State::Stopping | State::Stopped) => self.wait(id),
             Call::Wait => self.stay(id, Self::wait),
             Call::Events => self.stay(id, Self::events),
             Call::Attach => self.stay(id, Self::attach),
@@ -144,7 +146,7 @@ impl<H: Servable> Session<H> {
     fn stay(&mut self, id: &Value, work: impl FnOnce(&mut Self, &Value) -> Next) -> Next {
         let room = Arc::clone(&self.room);
         match room.stay() {
-            Some(_place) => work(self, id),
+            Some(_seat) => work(self, id),
             None => {
                 let why = format!("{MOST_STAYING} clients wait, listen or are attached; try again later");
                 self.reply(id, Err(Failure::new("busy", why)))
