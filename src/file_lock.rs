@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::kernel_files;
 
@@ -19,6 +19,9 @@ const DYING: Duration = Duration::from_secs(10);
 /// The same of one that is not there: one that was killed keeps its files open until the kernel has ended what it left to
 /// io_uring.
 pub(crate) const NOBODY: Duration = Duration::from_secs(1);
+
+/// For how long at most, whoever has it.
+const MOST: Duration = Duration::from_secs(30);
 
 /// What others may have besides a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +82,34 @@ fn is_killed(status: &str) -> bool {
 
 /// For how long the lock of this process is worth waiting for. That of a living one is not.
 pub(crate) fn patience(id: u32) -> Duration {
-    match fs::exists(format!("/proc/{id}")) {
-        _ if is_dying(id) => DYING,
-        Ok(false) => NOBODY,
-        _ => Duration::ZERO,
+    // In this order: it may be gone before the second look.
+    match is_dying(id) {
+        true => DYING,
+        false if matches!(fs::exists(format!("/proc/{id}")), Ok(false)) => NOBODY,
+        false => Duration::ZERO,
+    }
+}
+
+/// Somebody who waits for a lock. How long that is worth depends on who has it, and begins anew when that is somebody of
+/// another kind: one that was dying is gone at last, and what it had open stays so for another moment.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    begun: Option<Instant>,
+    /// The last patience, and since when it is that.
+    now: Option<(Duration, Instant)>,
+}
+
+impl Waiting {
+    /// Whether it is worth going on, if it is worth so much with who has the lock now.
+    pub fn is_worth(&mut self, patience: Duration) -> bool {
+        self.is_worth_at(patience, Instant::now())
+    }
+
+    fn is_worth_at(&mut self, patience: Duration, now: Instant) -> bool {
+        let since = self.now.filter(|(before, _)| *before == patience).map_or(now, |(_, since)| since);
+        self.now = Some((patience, since));
+        let begun = *self.begun.get_or_insert(now);
+        now.duration_since(since) < patience && now.duration_since(begun) < MOST
     }
 }
 
@@ -132,7 +159,7 @@ fn control(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::
 #[cfg(test)]
 mod tests {
     use std::process::{self, Command, Stdio};
-    use std::time::Instant;
+    use std::thread;
 
     use super::*;
 
@@ -148,8 +175,25 @@ mod tests {
         let start = Instant::now();
         while !child_is_dead() {
             assert!(start.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(1));
         }
         assert!(!is_dying(child.id()));
+        assert_eq!((patience(process::id()), patience(child.id())), (Duration::ZERO, NOBODY));
+    }
+
+    #[test]
+    fn who_waits_for_the_dying_waits_for_what_the_gone_have_left_as_well() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut waiting = Waiting::default();
+        assert!(waiting.is_worth_at(DYING, start) && waiting.is_worth_at(DYING, at(9999)));
+        assert!(waiting.is_worth_at(NOBODY, at(9999)) && waiting.is_worth_at(NOBODY, at(10_998)));
+        assert!(!waiting.is_worth_at(NOBODY, at(10_999)));
+        assert!(!waiting.is_worth_at(Duration::ZERO, at(10_999)), "a living one is not waited for");
+        // However often it changes, it comes to an end.
+        let changing = |number: u64| [DYING, NOBODY][number as usize % 2];
+        assert!((11..30).all(|number| waiting.is_worth_at(changing(number), at(number * 1000))));
+        assert!(!waiting.is_worth_at(DYING, at(30_000)));
     }
 
     #[test]

@@ -11,10 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Error;
-use crate::file_lock::{self, Kind};
+use crate::file_lock::{self, Kind, Waiting};
 
 /// Things one can do to an image, by the numbers that QEMU gives them.
 const READ: i64 = 0;
@@ -26,15 +26,14 @@ const FORBIDS: i64 = 200;
 
 /// How many processes are looked at to find the holder of a lock.
 const MOST_PROCESSES: usize = 100_000;
+/// How long is waited before it is tried again.
+const STEP: Duration = Duration::from_millis(20);
 
 /// Locks the image for as long as the file is open; others who read it are compatible with those who read it, and
 /// nobody with one who writes it.
 pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Error> {
-    let start = Instant::now();
-    loop {
-        if try_once(file, path, for_writing)? {
-            return Ok(());
-        }
+    let mut waiting = Waiting::default();
+    while !try_once(file, path, for_writing)? {
         let (holder, patience) = match find_holder(file) {
             Some(pid) if pid == std::process::id() => {
                 ("this process, which has it open already".to_owned(), Duration::ZERO)
@@ -42,14 +41,15 @@ pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Er
             Some(pid) => (file_lock::process(pid), file_lock::patience(pid)),
             None => ("another process".to_owned(), file_lock::NOBODY),
         };
-        if start.elapsed() < patience {
-            thread::sleep(Duration::from_millis(5));
-            continue;
+        if !waiting.is_worth(patience) {
+            // Of what is being written, there can be no overlay either.
+            let only_read = for_writing && !is_written(file);
+            return Err(Error::InUse { path: path.to_owned(), holder, only_read });
         }
-        // Of what is being written, there can be no overlay either.
-        let only_read = for_writing && !is_written(file);
-        return Err(Error::InUse { path: path.to_owned(), holder, only_read });
+        // To find the holder all processes are looked at, which is more than may be done all the time.
+        thread::sleep(STEP);
     }
+    Ok(())
 }
 
 /// Gives up what was locked for writing, and keeps what is locked for reading: others may read it from now on.

@@ -40,6 +40,7 @@ pub struct Ended {
     /// Why, with registers and all if the guest could not go on.
     pub reason: String,
     /// For how many seconds it was there.
+    #[serde(default)]
     pub uptime: Option<f64>,
     /// How many processors it had.
     pub cpus: usize,
@@ -85,9 +86,9 @@ pub(super) fn read(path: &Path) -> Option<Ended> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Whether a machine has left there how it ended.
+/// Whether a machine has left there how it ended. What cannot be read tells nobody anything.
 pub(super) fn is_left(path: &Path) -> bool {
-    when(path).is_some()
+    read(path).is_some()
 }
 
 fn when(path: &Path) -> Option<SystemTime> {
@@ -101,7 +102,8 @@ pub(super) fn forget_the_oldest(root: &Path) {
     let mut left: Vec<(SystemTime, PathBuf)> = paths.filter_map(|path| Some((when(&path)?, path))).collect();
     left.sort();
     let too_many = left.len().saturating_sub(MOST);
-    for (_, path) in left.drain(..too_many) {
-        clear_dead(&path, is_left);
+    for (time, path) in left.drain(..too_many) {
+        // Another machine of the name may have left something newer meanwhile.
+        clear_dead(&path, |path| when(path) == Some(time));
     }
 }

@@ -24,10 +24,10 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{process, thread};
 
-use crate::file_lock::{self, Kind};
+use crate::file_lock::{self, Kind, Waiting};
 pub use ended::Ended;
 pub use list::{Found, find, list};
 pub use name::{Name, NameError};
@@ -44,6 +44,8 @@ const OWNED: Range<i64> = 0..1;
 const CHANGED: Range<i64> = 0..2;
 /// How long somebody else may take to remove or to make a directory of the same name.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long is waited before it is tried again.
+const STEP: Duration = Duration::from_millis(1);
 /// How many names are tried for a machine that was given none.
 const MOST_NAMES: u32 = 100;
 
@@ -207,21 +209,47 @@ enum Attempt {
     Changing,
 }
 
+impl Attempt {
+    /// What came of an attempt in which somebody else had locked it.
+    fn failed(pid: &File) -> io::Result<Self> {
+        let holds = file_lock::conflict(pid, Kind::Exclusive, CHANGED)?;
+        Ok(match (holds, owner(pid)) {
+            (Some(range), Some(owner)) if range == OWNED => Self::Taken(owner),
+            // It is being made or removed, or was just now.
+            _ => Self::Changing,
+        })
+    }
+
+    /// How long it is worth trying again.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Taken(pid) => file_lock::patience(*pid),
+            Self::Owned(_) | Self::Changing => PATIENCE,
+        }
+    }
+
+    fn holder(&self) -> String {
+        match self {
+            Self::Taken(pid) => file_lock::process(*pid),
+            Self::Owned(_) | Self::Changing => "a process that is only making or removing it".to_owned(),
+        }
+    }
+}
+
 impl Directory {
     /// Makes the directory of this name, and clears away those of the dead.
     pub fn take(root: &Root, name: &Name) -> Result<Self, Error> {
         let path = root.path().join(name.as_str());
-        let start = Instant::now();
+        let mut waiting = Waiting::default();
         let pid = loop {
-            let (holder, patience) = match attempt(&path)? {
-                Attempt::Owned(pid) => break pid,
-                Attempt::Taken(pid) => (file_lock::process(pid), file_lock::patience(pid)),
-                Attempt::Changing => ("a process that is only making or removing it".to_owned(), PATIENCE),
-            };
-            if start.elapsed() >= patience {
-                return Err(Error::Taken { name: name.clone(), holder });
+            let attempt = attempt(&path)?;
+            if let Attempt::Owned(pid) = attempt {
+                break pid;
             }
-            thread::sleep(Duration::from_millis(1));
+            if !waiting.is_worth(attempt.patience()) {
+                return Err(Error::Taken { name: name.clone(), holder: attempt.holder() });
+            }
+            thread::sleep(STEP);
         };
         let kept = File::open(&path).ok().filter(|directory| directory.try_lock_shared().is_ok());
         // What fails from now on removes it again.
@@ -290,7 +318,7 @@ pub fn clear(name: &Name) -> Result<bool, Error> {
 
 fn clear_in(root: &Root, name: &Name) -> Result<bool, Error> {
     let path = root.path().join(name.as_str());
-    let start = Instant::now();
+    let mut waiting = Waiting::default();
     loop {
         let failed = |action| Error::io(action, &path);
         let pid = match open_pid(&path, false) {
@@ -304,11 +332,11 @@ fn clear_in(root: &Root, name: &Name) -> Result<bool, Error> {
                 removed => return removed.map(|()| true).map_err(failed("remove")),
             }
         }
-        let pid = owner(&pid).unwrap_or_default();
-        if start.elapsed() >= file_lock::patience(pid) {
-            return Err(Error::Lives { name: name.clone(), holder: file_lock::process(pid) });
+        let attempt = Attempt::failed(&pid).map_err(failed("lock"))?;
+        if !waiting.is_worth(attempt.patience()) {
+            return Err(Error::Lives { name: name.clone(), holder: attempt.holder() });
         }
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(STEP);
     }
 }
 
@@ -327,12 +355,7 @@ fn attempt(path: &Path) -> Result<Attempt, Error> {
     if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED).map_err(failed)? {
         return Ok(if is_at(&pid, path) { Attempt::Owned(pid) } else { Attempt::Changing });
     }
-    let holds = file_lock::conflict(&pid, Kind::Exclusive, CHANGED).map_err(failed)?;
-    Ok(match (holds, owner(&pid)) {
-        (Some(range), Some(owner)) if range == OWNED => Attempt::Taken(owner),
-        // It is being made or removed, or was just now.
-        _ => Attempt::Changing,
-    })
+    Attempt::failed(&pid).map_err(failed)
 }
 
 fn refuse_foreign(path: &Path) -> Result<(), Error> {
@@ -365,15 +388,15 @@ fn sweep(root: &Root, own: &Name) {
 }
 
 /// Removes a directory, unless a machine lives there or it is none that is `meant`.
-fn clear_dead(path: &Path, meant: fn(&Path) -> bool) {
+fn clear_dead(path: &Path, meant: impl Fn(&Path) -> bool) {
     match sweep_one(path, meant) {
-        Ok(true) => log::info!("{} was a dead VM's, and is removed", path.display()),
+        Ok(true) => log::info!("{} is cleared away: its VM is no more", path.display()),
         Ok(false) => {}
         Err(error) => log::debug!("{} is left alone: {error}", path.display()),
     }
 }
 
-fn sweep_one(path: &Path, meant: fn(&Path) -> bool) -> io::Result<bool> {
+fn sweep_one(path: &Path, meant: impl Fn(&Path) -> bool) -> io::Result<bool> {
     match open_pid(path, false) {
         Ok(pid) if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED)? && meant(path) => {
             remove(path, &pid).map(|()| true)
