@@ -103,11 +103,10 @@ fn list(text: &mut String, name: &str, items: &[Value], depth: usize) {
         let Some(fields) = item.as_object() else { continue };
         let mut fields = in_order(fields);
         let called = match fields.first() {
-            Some(("name" | "id", value)) => leaf("", value),
+            Some(("name" | "id", _)) => leaf("", fields.remove(0).1),
             _ if DISKS.contains(&name) => disk_name(number),
             _ => (number + 1).to_string(),
         };
-        fields.retain(|(_, value)| leaf("", value) != called);
         let is_short = !fields.iter().any(|(_, value)| value.is_array() || value.is_object());
         if is_short && fields.len() < SHORT {
             let fields: Vec<_> = fields.iter().map(|(name, value)| in_short(name, value)).collect();
@@ -154,7 +153,7 @@ mod tests {
             "balloon": { "actual": 1_572_864 },
             "memory": { "guest": 268_435_456 },
             "messages": "one\n  two\n",
-            "processors": [{ "id": 0, "exits": [{ "name": "pio-read", "count": 5 }], "seconds": 0.00732 }],
+            "processors": [{ "id": 0, "exits": [{ "name": "pio-read", "count": 5 }], "seconds": 0.00732, "emulated": 0 }],
             "threads": [{ "id": 1, "name": "vcpu0", "seconds": 5.2e-6 }],
             "devices": [{
                 "name": "blk", "features": 512, "feature-names": ["flush"],
@@ -183,6 +182,7 @@ messages
 numbers: 1, 2
 processors
   0
+    emulated: 0
     exits
       pio-read: 5
     seconds: 7.3 ms

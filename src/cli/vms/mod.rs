@@ -25,6 +25,10 @@ use crate::cli::AnyError;
 
 /// How long a process may take to end whose machine has stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a machine may have no socket.
+const CHANGE: Duration = Duration::from_secs(5);
+/// How long is waited before it is tried again.
+const STEP: Duration = Duration::from_millis(2);
 
 /// Which machine is meant.
 #[derive(Args)]
@@ -34,9 +38,15 @@ pub struct Which {
 }
 
 impl Which {
-    /// Connects to it.
+    /// Connects to it. One that begins or ends just now takes no clients for a moment.
     pub fn connect(&self) -> Result<Client, ClientError> {
-        Client::connect(&self.name)
+        let start = Instant::now();
+        loop {
+            match Client::connect(&self.name) {
+                Err(ClientError::Connect { .. }) if start.elapsed() < CHANGE => thread::sleep(STEP),
+                done => return done,
+            }
+        }
     }
 
     /// What it is called.

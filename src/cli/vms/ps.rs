@@ -22,7 +22,8 @@ silent (it does not answer), dead (its process was killed; `lodger rm` or the ne
 also ended (it ran with --detach; of these the newest 32 are kept, until `lodger rm` or the next start of the same name).
 
 JSON: an array of {\"name\", \"pid\", \"state\", \"cpus\", \"memory\": bytes, \"uptime\": seconds, \"restored-from\": the snapshot with which
-it began, {\"directory\", \"id\"}, \"ended\": {\"unix-ms\", \"status\", \"reason\"}, \"directory\"}; what is not known, or not so, is null.";
+it began, {\"directory\", \"id\"}, \"ended\": {\"unix-ms\", \"status\", \"reason\", \"uptime\", \"cpus\",
+\"memory\"}, \"directory\"}; what is not known, or not so, is null.";
 
 /// List this user's VMs
 #[derive(Args)]
@@ -51,10 +52,8 @@ struct Row {
 }
 
 pub fn ps(arguments: &PsArgs) -> Result<u8, AnyError> {
-    let rows: Vec<_> = {
-        let found = vm::list()?.into_iter().filter(|found| arguments.all || found.ended.is_none());
-        found.filter_map(row).collect()
-    };
+    let rows = vm::list()?.into_iter().filter_map(row);
+    let rows: Vec<_> = rows.filter(|row| arguments.all || row.ended.is_none()).collect();
     output::print(arguments.json, &rows, |rows| table(rows))?;
     Ok(0)
 }
@@ -79,21 +78,29 @@ fn row(found: Found) -> Option<Row> {
                 (row.cpus, row.memory, row.uptime) = (Some(cpus), Some(memory), uptime);
             }
             // It may have ended meanwhile.
-            Err(_) => match vm::find(&found.name).ok()? {
-                None => return None,
-                Some(Found { alive: false, .. }) => {}
-                Some(Found { path, .. }) if path.join(lodger::control::SOCKET).exists() => {
+            Err(_) => match vm::find(&found.name).ok()?? {
+                Found { alive: false, ended, .. } => row.end(ended),
+                Found { path, .. } if path.join(lodger::control::SOCKET).exists() => {
                     "silent".clone_into(&mut row.state);
                 }
-                Some(_) => "starting".clone_into(&mut row.state),
+                _ => "starting".clone_into(&mut row.state),
             },
         }
-    } else if let Some(ended) = found.ended {
-        "ended".clone_into(&mut row.state);
-        (row.cpus, row.memory, row.uptime) = (Some(ended.cpus), Some(ended.memory), ended.uptime);
-        row.ended = Some(ended);
+    } else {
+        row.end(found.ended);
     }
     Some(row)
+}
+
+impl Row {
+    /// Tells how it has ended; of one that was killed nobody knows.
+    fn end(&mut self, ended: Option<Ended>) {
+        if let Some(Ended { cpus, memory, uptime, .. }) = ended {
+            "ended".clone_into(&mut self.state);
+            (self.cpus, self.memory, self.uptime) = (Some(cpus), Some(memory), uptime);
+        }
+        self.ended = ended;
+    }
 }
 
 fn ask(found: &Found) -> Result<Status, AnyError> {

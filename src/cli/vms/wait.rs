@@ -1,8 +1,7 @@
 //! `lodger wait`: until a machine has ended.
 
 use clap::Args;
-use lodger::control::ClientError;
-use lodger::vm::{self, Found};
+use lodger::control::{Client, ClientError};
 use serde_json::{Value, json};
 
 use super::{Which, text, until_gone};
@@ -14,6 +13,9 @@ use crate::cli::say::say;
 const KILLED: u8 = 128 + 9;
 /// The status for a machine that there is not, as that of a shell's `wait`.
 const UNKNOWN: u8 = 127;
+
+/// How often it is asked again after it has hung up.
+const MOST_TIMES: u32 = 3;
 
 const HELP: &str = "\
 JSON: {\"status\": the VM's exit status, \"reason\": why it ended}.
@@ -51,15 +53,22 @@ pub fn wait(arguments: &WaitArgs) -> Result<u8, AnyError> {
     told(arguments, &ending)
 }
 
+/// Asks it for its end. If it ends before it has answered, or is killed, the error tells what became of it.
 fn until_ended(which: &Which) -> Result<Value, AnyError> {
-    let mut client = which.connect()?;
-    match client.call_patiently("wait", json!({})) {
-        Ok(ending) => until_gone(client).map(|()| ending),
-        Err(error) => Err(match vm::find(which.name())? {
-            // It was killed meanwhile.
-            Some(Found { alive: false, ended: None, .. }) => ClientError::Dead(which.name().clone()).into(),
-            _ => error.into(),
-        }),
+    let (mut lost, mut times) = (None, 0);
+    loop {
+        let ask = |mut client: Client| Ok((client.call_patiently("wait", json!({}))?, client));
+        match which.connect().and_then(ask) {
+            Ok((ending, client)) => return until_gone(client).map(|()| ending),
+            // One that ends may hang up on those who have just come, too.
+            Err(error @ ClientError::Lost { .. }) if times < MOST_TIMES => {
+                lost = Some(error);
+                times += 1;
+            }
+            // It has gone without leaving how.
+            Err(error @ ClientError::Unknown(_)) => return Err(lost.unwrap_or(error).into()),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
