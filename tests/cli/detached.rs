@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Running, Screen, Session, guest, wait_until};
+use crate::support::{Running, Screen, Session, guest, is_gone, wait_until};
 
 #[test]
 fn a_detached_guest_runs_without_a_terminal_and_is_listed() {
@@ -321,7 +320,7 @@ fn the_name_and_the_disk_of_a_large_killed_one_are_free_at_once() {
         assert_eq!(unsafe { libc::kill(session.pid("one"), libc::SIGKILL) }, 0);
         start().with(0).silent();
     }
-    // A living one is not waited for.
+    // A living one keeps it.
     start().refused(&["a VM called one already"]);
 }
 
@@ -368,9 +367,7 @@ fn twenty_detached_guests_are_all_listed_and_all_answer() {
         session.states().iter().filter(|(_, state)| state == "dead").count() == 10
     });
     // Until then they hold their directories.
-    wait_until("they are gone", || {
-        killed.iter().all(|process| !Path::new(&format!("/proc/{process}")).exists())
-    });
+    wait_until("they are gone", || killed.iter().all(|&process| is_gone(process)));
     session.detach("next", "");
     assert_eq!(session.states().len(), 11);
     for name in &names[10..] {

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use crate::support::{Running, Session, guest, wait_until};
+use crate::support::{Running, Session, guest, is_gone, wait_until};
 
 const ROUNDS: &str = "LODGER_END_ROUNDS";
 const FEW_ROUNDS: u32 = 40;
@@ -115,10 +115,6 @@ fn end(session: &Session, way: Way, signal: impl Fn(i32), mut is_gone: impl FnMu
 fn kill(process: i32, signal: i32) {
     // SAFETY: a process of this test, which nobody has waited for, or which was there a moment ago.
     unsafe { libc::kill(process, signal) };
-}
-
-fn is_gone(process: i32) -> bool {
-    !Path::new(&format!("/proc/{process}")).exists()
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub use process::{Finished, Running, ended, guest, lodger, program};
 pub use pty::{Modes, Screen};
 pub use scratch::Scratch;
-pub use session::Session;
+pub use session::{Session, is_gone};
 
 /// After so long something that should have happened never will.
 pub const LIMIT: Duration = Duration::from_secs(20);

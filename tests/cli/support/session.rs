@@ -11,6 +11,12 @@ use serde_json::Value;
 use super::process::guest;
 use super::{Finished, Running, Scratch, program, wait_until};
 
+/// Whether a process has ended. Until somebody asks for its status there is something left of it.
+pub fn is_gone(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
 /// Somebody's session, in which machines run without a terminal. They end with it.
 pub struct Session {
     scratch: Scratch,
@@ -43,7 +49,7 @@ impl Session {
             self.states().iter().all(|(other, state)| other != name || state == "dead")
         });
         // Until then it holds its directory, and others that start do not clear that away.
-        wait_until("it is gone", || !Path::new(&format!("/proc/{process}")).exists());
+        wait_until("it is gone", || is_gone(process));
     }
 
     pub fn command(&self, line: &[&str]) -> Command {
