@@ -4,28 +4,17 @@ use std::sync::{Arc, Mutex};
 
 use super::capture::Shared;
 use super::config::{Completion, Config, Kernel};
+use super::devices::Devices;
 use super::end::End;
-use super::machine::{Board, Devices, Machine};
+use super::machine::{Board, Machine};
 use super::restore::Beginning;
 use super::saved::Parts;
 use super::virtio::{self, Plan};
 use super::watch::Watch;
-use super::wire::Wire;
 use super::{Error, Timeline, console, processors};
 use crate::boot::{self, Platform, Protocol, Source, Start, VirtioMmio};
 use crate::bus::BusBuilder;
-use crate::devices::cmos::{self, Cmos, HostClock};
-use crate::devices::debug_exit::{self, DebugExit};
-use crate::devices::generation_id::{self, GenerationId};
-use crate::devices::i8042::{self, I8042};
-use crate::devices::pci::{self, HostBridge, Pci};
-use crate::devices::post::{self, Post};
-use crate::devices::power_button::{self, PowerButton};
-use crate::devices::pvpanic::{self, PvPanic};
-use crate::devices::reset::{self, Reset};
-use crate::devices::serial::{self, Serial};
-use crate::devices::sleep::{self, Sleep};
-use crate::devices::{ByteSink, InterruptLine};
+use crate::devices::{ByteSink, generation_id, i8042, power_button, pvpanic, reset, serial, sleep};
 use crate::hv::{self, Hypervisor, Vcpu, Vm};
 use crate::memory::{GuestMemory, Image, Layout};
 use crate::vcpu::{Ending, Programs, Surroundings, VcpuThread};
@@ -137,25 +126,9 @@ impl<V: Vm> Machine<V> {
         kernel: Option<Arc<Programs>>,
         console: Arc<dyn ByteSink>,
     ) -> Result<Self, Error> {
-        let line = |number| -> Arc<dyn InterruptLine> { Arc::new(Wire::new(Arc::clone(&board), number)) };
-        let serial = Arc::new(Serial::new(line(serial::IRQ), Arc::clone(&console)));
-        let cmos = Arc::new(Cmos::new(board.memory.layout().size(), Arc::new(HostClock)));
-        let i8042 = Arc::new(I8042::new(line(i8042::KEYBOARD_IRQ), line(i8042::MOUSE_IRQ)));
-        let pci = Arc::new(Pci::new([(pci::Place::FIRST, Arc::new(HostBridge) as _)]));
-        let post = Arc::new(Post::default());
+        let devices = Devices::new(&board, Arc::clone(&console));
         let mut builder = BusBuilder::new();
-        builder.claim_ports(serial::CLAIM, Arc::clone(&serial) as _)?;
-        builder.claim_ports(cmos::CLAIM, Arc::clone(&cmos) as _)?;
-        for (claim, port) in i8042.ports() {
-            builder.claim_ports(claim, port)?;
-        }
-        builder.claim_ports(debug_exit::CLAIM, Arc::new(DebugExit))?;
-        builder.claim_ports(sleep::CLAIM, Arc::new(Sleep))?;
-        for (claim, port) in pci.ports(Reset::default()) {
-            builder.claim_ports(claim, port)?;
-        }
-        builder.claim_ports(pvpanic::CLAIM, Arc::new(PvPanic))?;
-        builder.claim_ports(post::CLAIM, Arc::clone(&post) as _)?;
+        devices.claim(&mut builder)?;
         let virtio = virtio::connect(planned.devices, &board.vm, &board.memory, &mut builder)?;
         let bus = Arc::new(builder.build());
         let end = Arc::new(End::new().map_err(Error::Event)?);
@@ -169,14 +142,10 @@ impl<V: Vm> Machine<V> {
                 VcpuThread::spawn(id, vcpu, surroundings.clone(), on_end)
             })
             .collect::<hv::Result<_>>()?;
-        let power_button = PowerButton::new(line(power_button::IRQ));
-        let generation_id = GenerationId::new(line(generation_id::IRQ));
-        let devices = Devices { serial, cmos, i8042, pci, post, power_button, generation_id };
         let Plan { devices: _, disks, images, balloon, console: virtio_console, mut lines, files } = planned;
         if let Some(device) = &virtio_console {
             lines.extend(console::line_to(Arc::clone(&console), device)?);
         }
-        let watch = Watch::default();
         Ok(Self {
             vcpus,
             bus,
@@ -191,7 +160,7 @@ impl<V: Vm> Machine<V> {
             console,
             end,
             gaps,
-            watch,
+            watch: Watch::default(),
             parts,
             board,
             since: Shared::default(),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::capture::Shared;
+use super::devices::Devices;
 use super::directory::{DirectoryError, Ended, Files, Name};
 use super::disks::{Attached, DiskImage};
 use super::ear::Ear;
@@ -17,12 +18,6 @@ use super::{Error, Outcome};
 use crate::bus::Bus;
 use crate::console::Line as PortLine;
 use crate::devices::ByteSink;
-use crate::devices::cmos::Cmos;
-use crate::devices::generation_id::GenerationId;
-use crate::devices::i8042::I8042;
-use crate::devices::pci::Pci;
-use crate::devices::post::Post;
-use crate::devices::power_button::PowerButton;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
@@ -63,24 +58,6 @@ pub struct Machine<V: Vm> {
     pub(super) since: Shared,
     /// Dropped last: until then others see that it runs.
     pub(super) files: Files,
-}
-
-/// The devices that every machine has; what each can save is part of the machine's state.
-pub struct Devices {
-    /// The serial port, to which console input is given.
-    pub serial: Arc<Serial>,
-    /// Clock and CMOS memory.
-    pub cmos: Arc<Cmos>,
-    /// The keyboard controller.
-    pub i8042: Arc<I8042>,
-    /// The PCI bus.
-    pub pci: Arc<Pci>,
-    /// The port for progress codes.
-    pub post: Arc<Post>,
-    /// The power button.
-    pub power_button: PowerButton,
-    /// What tells the guest that it goes on from a snapshot.
-    pub generation_id: GenerationId,
 }
 
 /// The hypervisor's machine together with the memory it was given: one must not outlive the other.
