@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
@@ -11,15 +11,21 @@ use super::super::machine::Machine;
 use super::super::{Changes, DiskSource, DiskSpec, Error};
 use crate::hv::Vm;
 use crate::storage::{self, Disk, DiskOptions, Format, Storage, Verified, tools};
+use crate::threads::lock;
 
 /// A disk's image, and what the machine has to know of it besides.
+#[derive(Clone)]
 pub(in crate::vm) struct Attached {
     pub opened: Opened,
     pub spec: DiskSpec,
     /// How many of its images, from the first on, are the machine's own and go away with it.
     pub own: usize,
+    /// Whoever keeps the disks has that of the first for as long as that takes, so that one does it after the other. What
+    /// the disks are in can be read meanwhile.
+    pub turn: Arc<Mutex<()>>,
 }
 
+#[derive(Clone)]
 pub(in crate::vm) enum Opened {
     Plain(Arc<Disk>),
     Verified(Arc<Verified>),
@@ -40,6 +46,10 @@ pub struct DiskImage {
 }
 
 impl Attached {
+    fn new(opened: Opened, spec: &DiskSpec, own: usize) -> Self {
+        Self { opened, spec: spec.clone(), own, turn: Arc::default() }
+    }
+
     pub fn disk(&self) -> &Disk {
         match &self.opened {
             Opened::Plain(disk) => disk,
@@ -94,7 +104,7 @@ impl Attached {
 impl<V: Vm> Machine<V> {
     /// Its disks, as they are described now.
     pub fn disk_specs(&self) -> Vec<DiskSpec> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Attached::spec_now).collect()
+        lock(&self.images).iter().map(Attached::spec_now).collect()
     }
 }
 
@@ -116,7 +126,7 @@ pub(in crate::vm) fn open(spec: &DiskSpec, number: usize, files: &Files) -> Resu
         format,
         ..DiskOptions::default()
     };
-    let attached = |disk, own| Attached { opened: Opened::Plain(Arc::new(disk)), spec: spec.clone(), own };
+    let attached = |disk, own| Attached::new(Opened::Plain(Arc::new(disk)), spec, own);
     let (path, format, changes, verify) = match &spec.source {
         DiskSource::Ephemeral { size } => {
             return Ok(attached(Disk::ephemeral(&roomy(), *size, &options(None))?, 1));
@@ -129,7 +139,7 @@ pub(in crate::vm) fn open(spec: &DiskSpec, number: usize, files: &Files) -> Resu
             let opened = Disk::open(path, &options(format))?;
             if verify {
                 let opened = Opened::Verified(Arc::new(Verified::new(opened)?));
-                return Ok(Attached { opened, spec: spec.clone(), own: 0 });
+                return Ok(Attached::new(opened, spec, 0));
             }
             Ok(attached(opened, 0))
         }

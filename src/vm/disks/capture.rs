@@ -45,7 +45,10 @@ impl<V: Vm> Machine<V> {
     ) -> Result<SavedDisks, Error> {
         self.check_at_rest()?;
         let mode = mode.into();
-        let mut images = lock(&self.images);
+        let turn = lock(&self.images).first().map(|image| Arc::clone(&image.turn));
+        let _turn = turn.as_deref().map(lock);
+        // Copies may take long, and whoever looks at the machine does not wait for them.
+        let images = lock(&self.images).clone();
         let capture = Capture::new(draft_dir, &self.files, stops)?;
         let images_now = images.iter().enumerate();
         let modes = images_now.map(|(number, image)| capture.choose(number, image, mode));
@@ -57,10 +60,15 @@ impl<V: Vm> Machine<V> {
             switches.push(switch);
             copied += bytes;
         }
+        self.carry_out(switches)?;
+        Ok(SavedDisks::new(saved, copied))
+    }
+
+    fn carry_out(&self, switches: Vec<Option<Switch>>) -> Result<(), DisksError> {
         for (number, switch) in switches.into_iter().enumerate() {
-            if let (Some(switch), Some(image), Some(disk)) =
-                (switch, images.get_mut(number), self.disks.get(number))
-            {
+            let Some(switch) = switch else { continue };
+            let mut images = lock(&self.images);
+            if let (Some(image), Some(disk)) = (images.get_mut(number), self.disks.get(number)) {
                 let name = image.name(number);
                 let storage = Arc::clone(&switch.overlay) as Arc<dyn Storage>;
                 let exchanged = disk.exchange_storage(&storage);
@@ -68,7 +76,7 @@ impl<V: Vm> Machine<V> {
                 switch.carry_out(image);
             }
         }
-        Ok(SavedDisks::new(saved, copied))
+        Ok(())
     }
 }
 

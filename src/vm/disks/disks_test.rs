@@ -324,6 +324,28 @@ fn nothing_is_exchanged_if_one_of_several_disks_cannot_be_kept() {
 }
 
 #[test]
+fn who_looks_at_a_machine_does_not_wait_for_copies_of_its_disks() {
+    let scene = Scene::new();
+    let path = scene.path("a.qcow2");
+    tools::create(&path, Format::Qcow2, 64 * MIB, false).unwrap();
+    let disk = Disk::open(&path, &DiskOptions::default()).unwrap();
+    for number in 0..32 {
+        disk.write(number * MIB, &[VolatileSlice::from(&mut vec![1; MIB as usize][..])]).unwrap();
+    }
+    drop(disk);
+    let machine = machine(&[DiskSpec::new(&path)]);
+    std::thread::scope(|scope| {
+        let copying = scope.spawn(|| capture(&machine, &scene, DiskMode::Copy, false));
+        while !scene.draft().join("disks/0.raw").exists() && !copying.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(machine.images.try_lock().is_ok());
+        assert_eq!(machine.disk_images().len(), 1);
+        copying.join().unwrap();
+    });
+}
+
+#[test]
 fn what_is_missing_other_or_damaged_is_named() {
     let scene = Scene::new();
     let (one, two) = (scene.image("one.img", Format::Raw), scene.image("two.img", Format::Raw));
