@@ -519,6 +519,19 @@ fn every_change_of_what_is_in_the_snapshot_is_found_by_a_check() {
 }
 
 #[test]
+fn a_section_without_checksums_is_refused_by_its_version() {
+    let scene = Scene::new();
+    let machine = machine(&[spec("ephemeral,size=1M")]);
+    let mut bytes = saved::encode(&capture(&machine, &scene, None, false));
+    // Behind the kind, which is a string.
+    let version = 1 + <SavedDisks as saved::Saved>::NAME.len();
+    assert_eq!(bytes[version], 2);
+    bytes[version] = 1;
+    let error = saved::decode::<SavedDisks>(&bytes).unwrap_err().to_string();
+    assert_eq!(error, "saved state of disks has version 1, this program reads version 2");
+}
+
+#[test]
 fn a_section_with_names_that_lead_elsewhere_is_refused() {
     let scene = Scene::new();
     let disks = [spec("ephemeral,size=1M")];

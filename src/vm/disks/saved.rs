@@ -26,7 +26,8 @@ pub struct SavedDisks {
 
 impl Saved for SavedDisks {
     const NAME: &'static str = DISKS;
-    const VERSION: u16 = 1;
+    /// 1 had no checksums of the images that are in the snapshot.
+    const VERSION: u16 = 2;
 }
 
 /// A disk.
