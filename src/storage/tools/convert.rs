@@ -21,7 +21,9 @@ pub fn convert(
     create::prepare(&new, path, format, source.size(), None)?;
     let file = RawFile::new(new.file()?, false).map_err(Error::io("create", path))?;
     match format {
-        Format::Raw => copy(source, &file, path, 4096, progress)?,
+        Format::Raw => {
+            copy(source, &file, path, 4096, progress)?;
+        }
         Format::Qcow2 => {
             // Nobody sees the file before it is whole.
             let held = Held::nothing();
@@ -34,17 +36,18 @@ pub fn convert(
     new.finish(replace, true)
 }
 
-/// Copies all that is not zero, in pieces of `granule` bytes, to a disk that reads as zeroes.
+/// Copies all that is not zero, in pieces of `granule` bytes, to a disk that reads as zeroes. Returns how many bytes it
+/// wrote.
 pub(super) fn copy(
     source: &Disk,
     target: &dyn Storage,
     path: &Path,
     granule: usize,
     progress: Progress<'_>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let size = source.size();
     let mut buffer = vec![0; CHUNK];
-    let mut offset = 0;
+    let (mut offset, mut written) = (0, 0);
     while offset < size {
         progress(offset, size);
         let found = source.reads_as_zero(offset, size - offset);
@@ -58,11 +61,11 @@ pub(super) fn copy(
         let count = len.min(to_boundary).min(size - offset) as usize;
         let bytes = &mut buffer[..count];
         read(source, offset, bytes)?;
-        copy_runs(bytes, offset, target, path, granule)?;
+        written += copy_runs(bytes, offset, target, path, granule)?;
         offset += count as u64;
     }
     progress(size, size);
-    Ok(())
+    Ok(written)
 }
 
 /// Writes those pieces that have something else than zeroes, neighbours together.
@@ -72,7 +75,12 @@ fn copy_runs(
     target: &dyn Storage,
     path: &Path,
     granule: usize,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let data: Vec<_> = runs(bytes, granule).filter_map(|(zero, run)| (!zero).then_some(run)).collect();
-    data.into_iter().try_for_each(|run| write(target, path, offset + run.start as u64, &mut bytes[run]))
+    let mut written = 0;
+    for run in data {
+        written += run.len() as u64;
+        write(target, path, offset + run.start as u64, &mut bytes[run])?;
+    }
+    Ok(written)
 }

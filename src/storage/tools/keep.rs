@@ -10,11 +10,11 @@ use std::path::Path;
 use super::new_file::{self, NewFile};
 use super::{convert, create};
 use crate::storage::qcow2::Backing;
-use crate::storage::{Disk, DiskOptions, Error, Extent, Format, Identity, Locking, RawFile, Storage};
+use crate::storage::{Disk, DiskOptions, Error, Extent, Format, Locking, RawFile, Storage};
 
 /// Copies what a guest sees on `disk` to a new raw image, which is for its owner only. What is zero takes no space, and
 /// a disk that is one raw file shares its bytes with the copy, where the file system can do that. Nothing is waited for
-/// until it is on the host's disk. Returns how many bytes it had to move.
+/// until it is on the host's disk. Returns how many bytes it wrote.
 pub fn copy_raw(disk: &Disk, path: &Path) -> Result<u64, Error> {
     let failed = || Error::io("create", path);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
@@ -27,8 +27,7 @@ pub fn copy_raw(disk: &Disk, path: &Path) -> Result<u64, Error> {
     }
     file.set_len(disk.size()).map_err(failed())?;
     let target = RawFile::new(file, false).map_err(failed())?;
-    convert::copy(disk, &target, path, 4096, &mut |_, _| {})?;
-    Ok(Identity::of(target.file()).map_err(failed())?.allocated)
+    convert::copy(disk, &target, path, 4096, &mut |_, _| {})
 }
 
 /// Whether the file system has `to` share the bytes of `from`, until one of them is written to.

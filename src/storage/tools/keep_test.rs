@@ -42,13 +42,15 @@ fn a_copy_is_what_the_guest_sees_and_what_is_zero_takes_no_space() {
     let dir = TempDir::new();
     let disk = chain(&dir);
     let copy = dir.path().join("copy.raw");
-    copy_raw(&disk, &copy).unwrap();
+    let written = copy_raw(&disk, &copy).unwrap();
     let copied =
         Disk::open(&copy, &DiskOptions { format: Some(Format::Raw), ..DiskOptions::default() }).unwrap();
     assert!(content(&copied) == content(&disk));
     let status = fs::metadata(&copy).unwrap();
     assert!(status.blocks() * 512 < 128 << 10, "{}", status.blocks() * 512);
     assert_eq!(status.mode() & 0o777, 0o600);
+    let pieces = content(&disk).chunks(4096).filter(|piece| piece.iter().any(|&byte| byte != 0)).count();
+    assert_eq!(written, 4096 * pieces as u64);
     assert!(copy_raw(&disk, &copy).unwrap_err().to_string().contains("copy.raw"));
 }
 
