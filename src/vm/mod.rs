@@ -51,7 +51,9 @@ pub use cpus::{CpusSpec, CpusSpecError};
 pub use devices::Devices;
 pub use directory::{DirectoryError, Ended, Found, MESSAGES, Name, NameError, clear, find, list};
 pub use disk::{Changes, DiskSource, DiskSpec, DiskSpecError, disk_name};
-pub use disks::{DiskImage, DiskLook, DiskMode, DisksError, Reopening, SavedDisks, UnknownDiskMode};
+pub use disks::{
+    DiskImage, DiskLook, DiskMode, DisksError, KeptDisks, Reopening, SavedDisks, UnknownDiskMode,
+};
 pub use ear::Ear;
 pub use machine::Machine;
 pub use outcome::Outcome;

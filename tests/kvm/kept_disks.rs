@@ -79,7 +79,7 @@ fn snapshot(machine: &Machine<KvmVm>, mode: DiskMode, place: &Path, stops: bool)
         Err(Error::Save(CannotSave::Ended(_))) => return None,
         drafted => drafted.unwrap(),
     };
-    let disks = machine.capture_disks(mode, drafted.directory(), stops).unwrap();
+    let disks = machine.capture_disks(mode, drafted.directory(), stops).unwrap().saved;
     drafted.add_disks(&disks);
     drafted.finish().unwrap();
     Some(disks)

@@ -20,8 +20,8 @@ A VM called info, check or help is reached by `lodger snapshot -- info DIR`.
 
 JSON: {\"directory\", \"id\", \"size\": what it takes on the disk, \"memory-size\": what the guest has, \"disks\": [{\"mode\",
 \"size\", \"read-only\", \"images\", \"went-on-in\": the overlay that the disk is from now on, or null}], \"copied\": how much of
-disks was copied while the guest stood still, and would not have been with overlays, \"stopped-for-us\": how long it stood still,
-in microseconds, \"state\": what the VM does now}; sizes in bytes.
+disks was copied while the guest stood still, and would not have been with overlays in DIR on the file system of the VM's own
+images, \"stopped-for-us\": how long it stood still, in microseconds, \"state\": what the VM does now}; sizes in bytes.
 
 Examples:
   lodger snapshot web before-update

@@ -32,7 +32,8 @@ pub struct TakeArgs {
     /// What becomes of disks: copy, overlay or reference [default: what fits each]
     ///
     ///   copy       their content is copied, while the guest stands still: a second for some hundred MB
-    ///   overlay    their images stay as they are from now on, and the VM goes on in overlays: milliseconds
+    ///   overlay    their images stay as they are from now on, and the VM goes on in overlays: milliseconds, if images of
+    ///              the VM's own (overlay without a file, ephemeral) are on the file system of DIR, and are not copied
     ///   reference  the snapshot names their images, and nobody may write to them any more; for --stop
     /// By default what is only read is named, and with --stop a user's own images are as well; all else is copied.
     #[arg(long, value_name = "HOW", verbatim_doc_comment)]
@@ -91,10 +92,12 @@ fn in_words(name: &Name, taken: &Value) -> String {
         format!("snapshot of {name} in {place}: {size}; the guest stood still for {stood:.1} ms{end}");
     if number("copied") > LONG {
         let copied = output::size(number("copied"));
-        let _ = write!(
-            words,
-            "\n{copied} of that are disks, which were copied meanwhile; with --disks overlay it stands still for milliseconds only"
-        );
+        let is_copied = |disk: &Value| disk["mode"] == "copy";
+        let advice = match taken["disks"].as_array().is_some_and(|disks| disks.iter().any(is_copied)) {
+            true => "with --disks overlay nothing is, if DIR is on the file system of the VM's own images",
+            false => "nothing is if DIR is on the file system of the VM's own images",
+        };
+        let _ = write!(words, "\n{copied} of that are disks, which were copied meanwhile; {advice}");
     }
     for (number, disk) in taken["disks"].as_array().into_iter().flatten().enumerate() {
         if let Some(path) = disk["went-on-in"].as_str() {
@@ -111,18 +114,22 @@ mod tests {
     #[test]
     fn who_waits_for_copies_of_disks_is_told_what_takes_less() {
         let name: Name = "web".parse().unwrap();
-        let said = |copied: u64| {
-            let disks = json!([{ "went-on-in": null }, { "went-on-in": "/a/b.qcow2" }]);
+        let said_of = |mode: &str, copied: u64| {
+            let disks = json!([{ "mode": mode, "went-on-in": null }, { "mode": "overlay", "went-on-in": "/a/b.qcow2" }]);
             in_words(&name, &json!({ "directory": "/k1", "size": 99, "copied": copied, "disks": disks }))
         };
+        let said = |copied| said_of("copy", copied);
         let end = "\nvdb goes on in /a/b.qcow2";
-        let hint = "\n100 MiB of that are disks, which were copied meanwhile; with --disks overlay it stands still for \
-                    milliseconds only";
+        let hint = "\n100 MiB of that are disks, which were copied meanwhile; with --disks overlay nothing \
+                    is, if DIR is on the file system of the VM's own images";
         assert!(said(64 << 20).ends_with(&format!("stood still for 0.0 ms{end}")), "{}", said(64 << 20));
         assert!(
             said(100 << 20).ends_with(&format!("stood still for 0.0 ms{hint}{end}")),
             "{}",
             said(100 << 20)
         );
+        // Who did that already hears only of the place.
+        let said = said_of("overlay", 100 << 20);
+        assert!(said.contains("copied meanwhile; nothing is if DIR is on the file system"), "{said}");
     }
 }

@@ -37,15 +37,15 @@ fn share(from: &File, to: &File) -> bool {
 }
 
 /// Gives a file one more name, which need not have had any; where that cannot be, because `to` is on another file
-/// system, say, it is copied.
-pub fn link_or_copy(file: &File, to: &Path) -> Result<(), Error> {
+/// system, say, it is copied. Returns how many bytes that wrote.
+pub fn link_or_copy(file: &File, to: &Path) -> Result<u64, Error> {
     match new_file::link(file, to) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             log::debug!("{} becomes a copy: {error}", to.display());
             let file = file.try_clone().map_err(Error::io("copy", to))?;
-            copy_raw(&Disk::of_file(file, to)?, to).map(drop)
+            copy_raw(&Disk::of_file(file, to)?, to)
         }
-        result => result.map_err(Error::io("create", to)),
+        result => result.map(|()| 0).map_err(Error::io("create", to)),
     }
 }
 

@@ -31,6 +31,16 @@ const AFTER: &str = ".after-";
 /// How many names are tried for an overlay beside a user's image.
 const MOST_NAMES: u32 = 1000;
 
+/// What came of a machine's disks.
+#[derive(Debug)]
+pub struct KeptDisks {
+    /// What the snapshot says of them.
+    pub saved: SavedDisks,
+    /// How many bytes were copied, while the machine rested, that could have stayed where they were: with the disks in
+    /// overlays, and the snapshot on the file system of the machine's own images.
+    pub copied: u64,
+}
+
 impl<V: Vm> Machine<V> {
     /// Keeps the disks in the snapshot that is being written in `draft_dir`, all in the same way or, if none is said,
     /// each in [that which fits it](DiskMode::default_for). What is only read is always kept by reference. The machine
@@ -42,7 +52,7 @@ impl<V: Vm> Machine<V> {
         mode: impl Into<Option<DiskMode>>,
         draft_dir: &Path,
         stops: bool,
-    ) -> Result<SavedDisks, Error> {
+    ) -> Result<KeptDisks, Error> {
         self.check_at_rest()?;
         let mode = mode.into();
         let turn = lock(&self.images).first().map(|image| Arc::clone(&image.turn));
@@ -61,7 +71,7 @@ impl<V: Vm> Machine<V> {
             copied += bytes;
         }
         self.carry_out(switches)?;
-        Ok(SavedDisks::new(saved, copied))
+        Ok(KeptDisks { saved: SavedDisks::new(saved), copied })
     }
 
     fn carry_out(&self, switches: Vec<Option<Switch>>) -> Result<(), DisksError> {
@@ -136,7 +146,7 @@ impl Drop for Switch {
 struct Kept {
     disk: SavedDisk,
     switch: Option<Switch>,
-    /// How many bytes an overlay would have left where they are.
+    /// How many bytes could have [stayed](KeptDisks::copied) where they are.
     copied: u64,
 }
 
@@ -230,8 +240,8 @@ impl<'a> Capture<'a> {
             }
             DiskMode::Reference => saved.images = self.outside(number, image, 0)?,
             DiskMode::Overlay if image.own > 0 => {
-                let (images, fresh) = self.freeze_own(number, image)?;
-                (saved.images, switch) = (images, Some(fresh));
+                let (images, fresh, bytes) = self.freeze_own(number, image)?;
+                (saved.images, switch, copied) = (images, Some(fresh), bytes);
             }
             DiskMode::Overlay => {
                 // Before anything lies on it: it is as it will stay.
@@ -276,13 +286,14 @@ impl<'a> Capture<'a> {
         Ok(images)
     }
 
-    /// Gives the machine's own images of a disk a name in the snapshot, and makes a further one.
-    fn freeze_own(&self, number: usize, image: &Attached) -> Result<(Vec<SavedImage>, Switch), Error> {
+    /// Gives the machine's own images of a disk a name in the snapshot, and makes a further one; with how many bytes had
+    /// to be copied for that.
+    fn freeze_own(&self, number: usize, image: &Attached) -> Result<(Vec<SavedImage>, Switch, u64), Error> {
         let name = image.name(number);
         let failed = || DisksError::image(&name);
         let directory = self.make_directory()?;
         let disk = image.disk();
-        let mut images = Vec::new();
+        let (mut images, mut copied) = (Vec::new(), 0);
         let mut top = PathBuf::new();
         for (layer, above) in disk.layers().iter().take(image.own).zip(0..) {
             let file = own_name(number, image.own - 1 - above, layer.format);
@@ -295,7 +306,7 @@ impl<'a> Capture<'a> {
                 top = layer.path.clone();
                 if image.is_nameless() {
                     top = self.files.large(&file)?;
-                    match tools::link_or_copy(&open, &top) {
+                    copied += match tools::link_or_copy(&open, &top) {
                         // From a snapshot that came to nothing: it is this file, or a copy of what it was then.
                         Err(storage::Error::Io { source, .. })
                             if source.kind() == io::ErrorKind::AlreadyExists =>
@@ -303,14 +314,14 @@ impl<'a> Capture<'a> {
                             fs::remove_file(&top)
                                 .map_err(storage::Error::io("remove", &top))
                                 .map_err(failed())?;
-                            tools::link_or_copy(&open, &top).map_err(failed())?;
+                            tools::link_or_copy(&open, &top).map_err(failed())?
                         }
                         linked => linked.map_err(failed())?,
-                    }
+                    };
                 }
             }
             let kept = directory.join(&file);
-            tools::link_or_copy(&open, &kept).map_err(failed())?;
+            copied += tools::link_or_copy(&open, &kept).map_err(failed())?;
             let len = fs::metadata(&kept)
                 .and_then(|status| {
                     fs::set_permissions(&kept, fs::Permissions::from_mode(0o600))?;
@@ -323,7 +334,7 @@ impl<'a> Capture<'a> {
         images.extend(self.outside(number, image, image.own)?);
         let path = self.files.large(&own_name(number, image.own, Format::Qcow2))?;
         let overlay = tools::overlay_in_use(disk, &top, &path, image.spec.direct, false).map_err(failed())?;
-        Ok((images, Switch { overlay: Arc::new(overlay), own: image.own + 1, done: false }))
+        Ok((images, Switch { overlay: Arc::new(overlay), own: image.own + 1, done: false }, copied))
     }
 
     /// Makes an overlay of a user's image, beside it and named after the snapshot.

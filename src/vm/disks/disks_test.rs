@@ -11,6 +11,7 @@ use crate::hv::fake::{FakeHypervisor, FakeVm};
 use crate::saved;
 use crate::storage::testing::TempDir;
 use crate::storage::{Disk, DiskOptions, Format, Storage, tools};
+use crate::threads::lock;
 use crate::vm::{Completion, Config, Machine};
 
 const MIB: u64 = 1 << 20;
@@ -81,11 +82,20 @@ fn capture(
     mode: impl Into<Option<DiskMode>>,
     stops: bool,
 ) -> SavedDisks {
-    let mut disks = machine.capture_disks(mode, &scene.draft(), stops).unwrap();
+    counted(machine, scene, mode, stops).saved
+}
+
+fn counted(
+    machine: &Machine<FakeVm>,
+    scene: &Scene,
+    mode: impl Into<Option<DiskMode>>,
+    stops: bool,
+) -> KeptDisks {
+    let KeptDisks { saved: mut disks, copied } = machine.capture_disks(mode, &scene.draft(), stops).unwrap();
     disks.add_checksums(&scene.draft()).unwrap();
     let decoded = saved::decode::<SavedDisks>(&saved::encode(&disks)).unwrap();
     assert_eq!((saved::encode(&decoded), decoded.look()), (saved::encode(&disks), disks.look()));
-    disks
+    KeptDisks { saved: disks, copied }
 }
 
 fn refusal(machine: &Machine<FakeVm>, scene: &Scene, mode: DiskMode, stops: bool) -> String {
@@ -138,12 +148,12 @@ fn copies_are_what_overlays_lie_on_afterwards() {
     ];
     let machine = machine(&disks);
     (0..3).for_each(|number| put(&*attached(&machine, number), 8192, 0x50 + number as u8));
-    let saved = capture(&machine, &scene, DiskMode::Copy, false);
+    let KeptDisks { saved, copied } = counted(&machine, &scene, DiskMode::Copy, false);
     let modes: Vec<_> = saved.look().iter().map(|disk| disk.mode).collect();
     use DiskMode::{Copy, Reference};
     assert_eq!(modes, [Copy, Copy, Copy, Reference]);
     // But for what the file system shares: the first is one raw file, as is the third.
-    assert!((8192..1 << 20).contains(&saved.copied()), "{}", saved.copied());
+    assert!((8192..1 << 20).contains(&copied), "{copied}");
     // The machine goes on, and what it writes is not in the copies.
     (0..3).for_each(|number| put(&*attached(&machine, number), 8192, 0xff));
     let specs = reopened(&saved, &scene, &disks).unwrap();
@@ -172,8 +182,8 @@ fn a_user_s_image_is_frozen_where_it_is_and_the_machine_goes_on_beside_it() {
         let disks = [spec(&format!("{},format={format}", path.display()))];
         let machine = machine(&disks);
         put(&*attached(&machine, 0), 8192, 0x21);
-        let saved = capture(&machine, &scene, DiskMode::Overlay, false);
-        assert_eq!(saved.copied(), 0);
+        let KeptDisks { saved, copied } = counted(&machine, &scene, DiskMode::Overlay, false);
+        assert_eq!(copied, 0);
         let beside = scene.path("a.img.after-one.qcow2");
         assert_eq!(saved.look()[0].went_on_in.as_deref(), Some(&*beside.canonicalize().unwrap()));
         assert_eq!(machine.disk_images()[0].behind.len(), 1);
@@ -207,6 +217,18 @@ fn a_user_s_image_is_frozen_where_it_is_and_the_machine_goes_on_beside_it() {
         let error = reopened(&saved, &scene, &disks).unwrap_err().to_string();
         assert!(error.contains("a.img was written to since"), "{error}");
     }
+}
+
+#[test]
+fn images_of_the_machine_s_own_that_are_elsewhere_are_copied_and_counted() {
+    use std::os::unix::fs::MetadataExt;
+    let scene = Scene::new();
+    let machine = machine(&[spec("ephemeral,size=1M")]);
+    put(&*attached(&machine, 0), 8192, 1);
+    let own = lock(&machine.images)[0].disk().layers()[0].identity().device;
+    let is_elsewhere = fs::metadata(scene.draft()).unwrap().dev() != own;
+    let kept = counted(&machine, &scene, DiskMode::Overlay, false);
+    assert_eq!(kept.copied, if is_elsewhere { 4096 } else { 0 });
 }
 
 #[test]

@@ -32,6 +32,7 @@ use crate::devices::virtio::blk::CannotExchange;
 use crate::storage;
 pub use attached::DiskImage;
 pub(super) use attached::{Attached, open};
+pub use capture::KeptDisks;
 pub use saved::{DiskLook, Reopening, SavedDisks};
 
 /// How a snapshot keeps a disk.

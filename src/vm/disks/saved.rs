@@ -19,9 +19,6 @@ use crate::storage::{self, Disk, DiskOptions, Format, Identity, Layer, Storage, 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedDisks {
     disks: Vec<SavedDisk>,
-    /// Of no interest to those who restore it.
-    #[serde(skip)]
-    copied: u64,
 }
 
 impl Saved for SavedDisks {
@@ -91,13 +88,8 @@ pub struct Reopening {
 }
 
 impl SavedDisks {
-    pub(super) fn new(disks: Vec<SavedDisk>, copied: u64) -> Self {
-        Self { disks, copied }
-    }
-
-    /// How many bytes were copied when it was taken that could have stayed where they were, with the disks in overlays.
-    pub fn copied(&self) -> u64 {
-        self.copied
+    pub(super) fn new(disks: Vec<SavedDisk>) -> Self {
+        Self { disks }
     }
 
     /// What a snapshot says of its disks, if it says anything: it need not, for those who take care of them otherwise.

@@ -18,7 +18,7 @@ use super::{After, Answer, Handle, Kind, Origin, Refusal, Request, State, What, 
 use crate::hv::{Hypervisor, Vm};
 use crate::snapshot::{self, DISKS, Info};
 use crate::threads::lock;
-use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, Progress, SavedDescription, SavedDisks};
+use crate::vm::{Capture, DiskLook, DiskMode, Drafted, Error, KeptDisks, Progress, SavedDescription};
 
 /// The snapshot that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Taken {
     pub size: u64,
     /// What became of the machine's disks.
     pub disks: Vec<DiskLook>,
-    /// How many bytes of them were copied meanwhile that could have stayed where they were, with the disks in overlays.
+    /// How many bytes of them were copied meanwhile that could have [stayed](KeptDisks::copied) where they were.
     pub copied: u64,
     /// How long the guest stood still for it.
     pub stopped_for: Duration,
@@ -125,7 +125,7 @@ impl Drop for Turn<'_> {
 /// What was read at rest.
 struct Read {
     drafted: Drafted,
-    disks: SavedDisks,
+    disks: KeptDisks,
     stopped_for: Duration,
     /// What the machine did before.
     state: State,
@@ -167,7 +167,7 @@ impl<V: Vm> Handle<V> {
             self.end_unless_run(runs, &order.place)?;
         }
         let (directory, size) = (order.place.clone(), size_on_disk(&order.place));
-        let (disks, copied) = (disks.look(), disks.copied());
+        let (disks, copied) = (disks.saved.look(), disks.copied);
         Ok(Taken { directory, info, size, disks, copied, stopped_for, state: self.state() })
     }
 
@@ -198,7 +198,7 @@ impl<V: Vm> Handle<V> {
         let read = self.while_at_rest(move |rest| {
             let drafted = capture.complete(rest.machine, &*hypervisor).and_then(|mut drafted| {
                 let disks = rest.machine.capture_disks(disks, drafted.directory(), stop)?;
-                drafted.add_disks(&disks);
+                drafted.add_disks(&disks.saved);
                 description.iter().for_each(|description| drafted.describe(description));
                 Ok((drafted, disks))
             });
