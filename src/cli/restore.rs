@@ -146,8 +146,6 @@ pub fn restore(arguments: &RestoreArgs, mut timeline: Timeline) -> Result<u8, An
     let disks = SavedDisks::of(&snapshot)?;
     if arguments.check {
         snapshot.check()?;
-        let reopening = arguments.reopening();
-        disks.iter().try_for_each(|disks| disks.check(snapshot.directory(), &reopening))?;
     }
     let mut description = arguments.change(described(&snapshot)?)?;
     if let Some(disks) = disks {
@@ -248,6 +246,7 @@ impl RestoreArgs {
             replaced: places(&self.disk),
             overlays: places(&self.overlay),
             write_references: self.write_disks,
+            compare: self.check,
         }
     }
 }

@@ -538,6 +538,10 @@ fn every_change_of_what_is_in_the_snapshot_is_found_by_a_check() {
     fs::write(&elsewhere, &bytes).unwrap();
     let error = saved.check(&scene.draft(), &replaced).unwrap_err().to_string();
     assert!(error.contains("elsewhere.raw is not what was written"), "{error}");
+    // A restore compares it if that is asked for.
+    let specs = |compare| saved.specs(&scene.draft(), &disks, &Reopening { compare, ..replaced.clone() });
+    specs(false).unwrap();
+    assert_eq!(specs(true).unwrap_err().to_string(), error);
 }
 
 #[test]

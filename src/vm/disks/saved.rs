@@ -85,6 +85,8 @@ pub struct Reopening {
     pub overlays: Vec<(usize, PathBuf)>,
     /// Whether disks that were kept by reference are written to again. This uses the snapshot up.
     pub write_references: bool,
+    /// Whether images that are in the snapshot are read, and compared with their checksums.
+    pub compare: bool,
 }
 
 impl SavedDisks {
@@ -161,7 +163,7 @@ impl SavedDisks {
                 disk.check_description(described)?;
                 let replaced = find(&reopening.replaced, number);
                 let search = Search { number, directory: &directory, replaced: replaced.as_deref() };
-                disk.check_images(&search, false)?;
+                disk.check_images(&search, reopening.compare)?;
                 let overlay = find(&reopening.overlays, number);
                 disk.spec(&directory, described, replaced, overlay, reopening.write_references)
             })
@@ -409,8 +411,12 @@ impl SavedImage {
     /// Whether its content is that of which there is a checksum, if there is one.
     fn holds_what_was_written(&self, found: &Layer) -> Result<bool, storage::Error> {
         let Place::Inside { checksum, .. } = &self.place else { return Ok(true) };
-        let made = File::open(&found.path).and_then(|file| checksum::of_file(&file));
-        Ok(made.map_err(storage::Error::io("read", &found.path))? == *checksum)
+        let made = File::open(&found.path).and_then(|file| {
+            // The one that is locked and was looked at, and not one that has got its name since.
+            let is_same = Identity::of(&file)?.is_same_file(found.identity());
+            Ok(is_same && checksum::of_file(&file)? == *checksum)
+        });
+        made.map_err(storage::Error::io("read", &found.path))
     }
 
     /// Fails with what is different. An image that the user says to be elsewhere now, and what lies behind that, may
