@@ -1,13 +1,27 @@
 //! A diff together with the snapshots that it builds on, down to a full one.
 
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Error, MemoryChanges, Snapshot};
+use super::{Error, MemoryChanges, Snapshot, id_in_hex};
 
 /// How many snapshots can be one upon the other, with the full one below all.
 pub const MOST_LAYERS: usize = 64;
+
+/// Snapshots that were named as bases, and that nothing which was found builds on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unused(Vec<([u8; 16], PathBuf)>);
+
+impl fmt::Display for Unused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(id, place)| {
+            let id = id_in_hex(id);
+            write!(f, "; {} is snapshot {id}, on which none that was found builds", place.display())
+        })
+    }
+}
 
 /// A memory file, and what of it counts.
 #[derive(Debug)]
@@ -40,7 +54,7 @@ impl Snapshot {
         let mut bases = Vec::<Self>::new();
         loop {
             let current = bases.last().unwrap_or(self);
-            let Some(next) = current.open_base()? else { return Ok(bases) };
+            let Some(next) = current.open_base(&bases)? else { return Ok(bases) };
             // A circle has no end either.
             if bases.len() + 1 >= MOST_LAYERS {
                 return Err(Error::TooManyLayers { path: self.directory().to_owned() });
@@ -49,17 +63,22 @@ impl Snapshot {
         }
     }
 
-    fn open_base(&self) -> Result<Option<Self>, Error> {
+    /// Opens the snapshot that this one builds on; `above` are those that were found before it.
+    fn open_base(&self, above: &[Self]) -> Result<Option<Self>, Error> {
         let Some(changes) = self.changes()? else { return Ok(None) };
         let (path, base) = (self.directory().to_owned(), self.base(&changes));
+        let is_used =
+            |id: &[u8; 16]| *id == changes.base_id() || above.iter().any(|found| found.info().id == *id);
+        let unused = || Unused(self.moved.iter().filter(|(id, _)| !is_used(id)).cloned().collect());
         let mut opened = Self::open(&base).map_err(|source| Error::Base {
             path: path.clone(),
             base: base.clone(),
             source: Box::new(source),
+            unused: unused(),
         })?;
         let (info, own) = (opened.info(), self.info());
         if info.id != changes.base_id() || info.memory_size != own.memory_size {
-            return Err(Error::OtherBase { path, base });
+            return Err(Error::OtherBase { path, base, unused: unused() });
         }
         opened.moved.clone_from(&self.moved);
         Ok(Some(opened))

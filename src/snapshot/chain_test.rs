@@ -100,6 +100,14 @@ fn whatever_is_below_is_found_by_its_number_where_it_is_said_to_be() {
         let error = open(&moved[given..=given]).unwrap().layers().unwrap_err().to_string();
         assert!(error.contains(missing) && error.contains("(--base DIR)"), "{error}");
     }
+    // One that nobody needs is said to be that, and one that was used is not.
+    let other = scratch.path("other");
+    let id = write(&other).id_in_hex();
+    let error = open(&[moved[1].clone(), other.clone()]).unwrap().layers().unwrap_err().to_string();
+    let end = format!("other is snapshot {id}, on which none that was found builds");
+    assert!(error.ends_with(&end) && !error.contains("b is snapshot"), "{error}");
+    let error = open(std::slice::from_ref(&other)).unwrap().layers().unwrap_err().to_string();
+    assert!(error.contains("two/../one") && error.ends_with(&end), "{error}");
     // In its place is another one.
     write(&places[1]);
     assert_eq!(open(&moved).unwrap().bases().unwrap().len(), 3);

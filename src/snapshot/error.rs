@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::NEWEST_FORMAT;
+use super::{NEWEST_FORMAT, Unused};
 use crate::saved;
 
 /// Why a snapshot cannot be written or read.
@@ -83,7 +83,7 @@ pub enum Error {
     /// What a diff builds on cannot be used.
     #[error(
         "{} holds only what changed since the snapshot {}, which cannot be used: {source}; if that is somewhere else by now, \
-         say where (--base DIR)",
+         say where (--base DIR){unused}",
         path.display(),
         base.display()
     )]
@@ -94,11 +94,13 @@ pub enum Error {
         base: PathBuf,
         /// Why it cannot be used.
         source: Box<Error>,
+        /// Places that were named, and are not those of what was looked for.
+        unused: Unused,
     },
     /// In the place of what a diff builds on is something else.
     #[error(
         "{} is another snapshot than the one that {} builds on: it was replaced, or is not in its place; if the right one is \
-         somewhere else, say where (--base DIR)",
+         somewhere else, say where (--base DIR){unused}",
         base.display(),
         path.display()
     )]
@@ -107,6 +109,8 @@ pub enum Error {
         path: PathBuf,
         /// What is there.
         base: PathBuf,
+        /// Places that were named, and are not those of what was looked for.
+        unused: Unused,
     },
     /// Diffs upon diffs, and no end.
     #[error("{} builds on more than {} other snapshots: take a full one", path.display(), super::MOST_LAYERS - 1)]

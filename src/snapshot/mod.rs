@@ -30,7 +30,7 @@ mod section;
 pub(crate) mod testing;
 
 pub(crate) use chain::is_built_on;
-pub use chain::{Layer, MOST_LAYERS};
+pub use chain::{Layer, MOST_LAYERS, Unused};
 pub use changes::MemoryChanges;
 pub use checksum::{CHUNK, PAGE};
 pub use draft::{Draft, is_disk_name};
