@@ -20,13 +20,15 @@ pub enum Error {
         source: io::Error,
     },
     /// The directory has no file `state`, or is none.
-    #[error("there is no snapshot in {}: {}", path.display(), match path.is_dir() {
+    #[error("there is no snapshot in {}: {}", path.display(), match is_directory {
         true => "it has no file `state`",
         false => "there is no such directory",
     })]
     NoSnapshot {
         /// The directory.
         path: PathBuf,
+        /// Whether it is there.
+        is_directory: bool,
     },
     /// A file that is no state at all.
     #[error("{} is not the state of a snapshot: {reason}", path.display())]

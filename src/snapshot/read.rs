@@ -37,7 +37,7 @@ impl Snapshot {
         let path = directory.join(STATE);
         let state = open(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                Error::NoSnapshot { path: directory.to_owned() }
+                Error::NoSnapshot { path: directory.to_owned(), is_directory: directory.is_dir() }
             }
             _ => Error::Io { action: "open", path: path.clone(), source },
         })?;
