@@ -24,7 +24,7 @@ is sound, else 1.
 Examples:
   lodger snapshot check shell.snapshot";
 
-/// Compare all of a snapshot with its checksums, memory and disks too.
+/// Compare all that is in a snapshot with its checksums, memory and disks too.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct CheckArgs {

@@ -47,7 +47,7 @@ pub struct SnapshotArgs {
 enum SnapshotCommand {
     /// Say what a snapshot is, and what is in it
     Info(info::InfoArgs),
-    /// Compare all of a snapshot with its checksums, memory and disks too
+    /// Compare all that is in a snapshot with its checksums, memory and disks too
     Check(check::CheckArgs),
 }
 
