@@ -16,9 +16,13 @@ const MOST_QUEUES: u16 = 16;
 /// What stands in place of a file for a disk that has none.
 const EPHEMERAL: &str = "ephemeral";
 
-/// What Linux calls a disk of a guest's, the first being number 0. There are fewer than letters.
+/// What Linux calls a disk of a guest's, the first being number 0: behind vdz comes vdaa.
 pub fn disk_name(number: usize) -> String {
-    format!("vd{}", char::from(b'a' + (number % 26) as u8))
+    let letter = char::from(b'a' + (number % 26) as u8);
+    match (number / 26).checked_sub(1) {
+        None => format!("vd{letter}"),
+        Some(above) => format!("{}{letter}", disk_name(above)),
+    }
 }
 
 /// A disk: what holds it, and how the guest sees it.
@@ -284,6 +288,13 @@ impl fmt::Display for DiskSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_are_called_what_linux_calls_them() {
+        for (number, name) in [(0, "vda"), (25, "vdz"), (26, "vdaa"), (701, "vdzz"), (702, "vdaaa")] {
+            assert_eq!(disk_name(number), name);
+        }
+    }
 
     #[test]
     fn what_is_described_is_described_the_same_way_again() {
