@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Error, MemoryChanges, Snapshot, id_in_hex};
+use super::{Error, MemoryChanges, Snapshot, id_in_hex, resolved};
 
 /// How many snapshots can be one upon the other, with the full one below all.
 pub const MOST_LAYERS: usize = 64;
@@ -98,11 +98,8 @@ impl Snapshot {
 
 /// Whether a snapshot that is put in `place` would take the place of this one, or of one that it builds on.
 pub(crate) fn is_built_on(snapshot: &Snapshot, place: &Path) -> Result<bool, Error> {
-    let place = super::place::real(place).map_err(Error::io("find", place))?;
-    let is_there = |snapshot: &Snapshot| {
-        let directory = super::place::real(snapshot.directory());
-        directory.is_ok_and(|directory| directory == place)
-    };
+    let place = resolved(place);
+    let is_there = |snapshot: &Snapshot| resolved(snapshot.directory()) == place;
     Ok(is_there(snapshot) || snapshot.bases()?.iter().any(is_there))
 }
 

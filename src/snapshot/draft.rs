@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::header::MAGIC;
 use super::memory::{MEMORY_HASHES, Writer};
-use super::place::check_outside;
+use super::place::{check_outside, place_for};
 use super::{DISKS, Error, Info, MEMORY, STATE, Section};
 use crate::random;
 
@@ -34,7 +34,7 @@ impl Draft {
     /// Begins a snapshot that is to be in `place`, of a machine with `memory_size` bytes of memory. A snapshot that is
     /// there already stays valid until this one is [finished](Self::finish).
     pub fn begin(place: &Path, memory_size: u64) -> Result<Self, Error> {
-        let place = super::place(place)?;
+        let place = place_for(place)?;
         check_outside(&place)?;
         check_place(&place)?;
         let room = Room::beside(&place)?;

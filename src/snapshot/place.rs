@@ -9,7 +9,7 @@ use super::{Error, STATE};
 
 /// The absolute path of where a snapshot is to be, without links or `..` on the way to it. Nothing need be there yet,
 /// but for the directory that it is to be in.
-pub fn place(path: &Path) -> Result<PathBuf, Error> {
+pub fn place_for(path: &Path) -> Result<PathBuf, Error> {
     let absolute = path::absolute(path).map_err(Error::io("find", path))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         // The root directory, or somewhere else above.
@@ -36,7 +36,7 @@ pub(super) fn check_outside(place: &Path) -> Result<(), Error> {
 /// in common but the root directory are not moved together.
 pub(super) fn path_from(place: &Path, to: &Path) -> io::Result<PathBuf> {
     let to = fs::canonicalize(to)?;
-    let place = real(place)?;
+    let place = resolved(place);
     let common = place.components().zip(to.components()).take_while(|(one, other)| one == other).count();
     // The root directory is a component, too.
     if common < 2 {
@@ -48,14 +48,13 @@ pub(super) fn path_from(place: &Path, to: &Path) -> io::Result<PathBuf> {
     Ok(if path.as_os_str().as_bytes().is_empty() { PathBuf::from(".") } else { path })
 }
 
-/// The path of what need not be there yet, without links on the way.
-pub(super) fn real(place: &Path) -> io::Result<PathBuf> {
-    let place = path::absolute(place)?;
-    match (fs::canonicalize(&place), place.parent(), place.file_name()) {
-        (Ok(path), _, _) => Ok(path),
-        (Err(_), Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
-        (Err(error), _, _) => Err(error),
-    }
+/// The absolute path of what need not be there yet, without links or `..` on the way as far as it can be found, so that
+/// it can be compared with others, and means the same elsewhere and later. A link at its end is followed, as to a
+/// snapshot that is read; [`place_for`] does not follow that.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let beside = || Some(fs::canonicalize(absolute.parent()?).ok()?.join(absolute.file_name()?));
+    fs::canonicalize(&absolute).ok().or_else(beside).unwrap_or(absolute)
 }
 
 #[cfg(test)]
@@ -88,15 +87,19 @@ mod tests {
         fs::create_dir(&inner).unwrap();
         std::os::unix::fs::symlink(&inner, scratch.path("link")).unwrap();
         let inside = fs::canonicalize(&inner).unwrap();
-        let found = |name: &str| place(&scratch.path(name)).unwrap();
+        let found = |name: &str| place_for(&scratch.path(name)).unwrap();
         for name in ["inner/new", "inner/./new/", "inner/../inner/new", "link/new", "link/../inner/new"] {
             assert_eq!(found(name), inside.join("new"), "{name}");
         }
         assert_eq!(found("inner/.."), inside.parent().unwrap());
         // What takes the place of a link would not be what was meant.
         assert_eq!(found("link"), inside.with_file_name("link"));
-        let error = place(&scratch.path("no/new")).unwrap_err().to_string();
+        assert_eq!(resolved(&scratch.path("link")), inside);
+        assert_eq!(resolved(&scratch.path("link/../inner/new")), inside.join("new"));
+        assert_eq!(resolved(Path::new("/no/such/new")), Path::new("/no/such/new"));
+        assert!(resolved(Path::new("no/such/new")).is_absolute());
+        let error = place_for(&scratch.path("no/new")).unwrap_err().to_string();
         assert!(error.contains("/no is not there") && error.contains("make it first"), "{error}");
-        assert_eq!(place(Path::new("/")).unwrap(), Path::new("/"));
+        assert_eq!(place_for(Path::new("/")).unwrap(), Path::new("/"));
     }
 }

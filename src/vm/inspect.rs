@@ -13,7 +13,7 @@ use crate::devices::virtio::balloon::GivenBack;
 use crate::devices::virtio::mmio::Look;
 use crate::hv::Vm;
 use crate::kernel_files;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, resolved};
 
 /// The snapshot with which a machine began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,9 +26,7 @@ pub struct RestoredFrom {
 
 impl From<&Snapshot> for RestoredFrom {
     fn from(snapshot: &Snapshot) -> Self {
-        let place = snapshot.directory();
-        let real = place.canonicalize();
-        let directory = real.as_deref().unwrap_or(place).display().to_string();
+        let directory = resolved(snapshot.directory()).display().to_string();
         Self { directory, id: snapshot.info().id_in_hex() }
     }
 }

@@ -132,7 +132,7 @@ impl SavedDisks {
     /// Looks at all images as a restore does, and reads those that are in the snapshot in `snapshot_dir`, to compare
     /// them with their checksums.
     pub fn check(&self, snapshot_dir: &Path, reopening: &Reopening) -> Result<(), DisksError> {
-        let directory = real(snapshot_dir);
+        let directory = snapshot::resolved(snapshot_dir);
         self.disks.iter().enumerate().try_for_each(|(number, disk)| {
             let replaced = find(&reopening.replaced, number);
             disk.check_images(&Search { number, directory: &directory, replaced: replaced.as_deref() }, true)
@@ -156,7 +156,7 @@ impl SavedDisks {
         if let Some(number) = named.into_iter().find(|&number| number >= saved) {
             return Err(DisksError::NoSuchDisk { number, disks: saved });
         }
-        let directory = real(snapshot_dir);
+        let directory = snapshot::resolved(snapshot_dir);
         let disks = self.disks.iter().zip(described).enumerate();
         disks
             .map(|(number, (disk, described))| {
@@ -179,12 +179,6 @@ struct Search<'a> {
     directory: &'a Path,
     /// Where the user says that the first one is.
     replaced: Option<&'a Path>,
-}
-
-/// Where a snapshot is, for as long as the machine runs.
-fn real(snapshot_dir: &Path) -> PathBuf {
-    let absolute = || std::path::absolute(snapshot_dir).unwrap_or_else(|_| snapshot_dir.to_owned());
-    snapshot_dir.canonicalize().unwrap_or_else(|_| absolute())
 }
 
 /// What is said last of a disk.

@@ -39,8 +39,8 @@ pub struct Order {
 impl Order {
     /// The same with paths that say where something is without a detour.
     fn normal(&self) -> Result<Self, Error> {
-        let base = self.base.as_ref().map(|base| base.canonicalize().unwrap_or_else(|_| base.clone()));
-        Ok(Self { place: snapshot::place(&self.place)?, base, ..self.clone() })
+        let base = self.base.as_ref().map(|base| snapshot::resolved(base));
+        Ok(Self { place: snapshot::place_for(&self.place)?, base, ..self.clone() })
     }
 }
 
