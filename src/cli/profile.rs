@@ -1,5 +1,6 @@
 //! `--profile` and `--symbols`: sampling the guest from its first to its last moment, and names for what is found.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use lodger::boot::{Source, Symbols};
 use lodger::hv::Vm;
+use lodger::snapshot;
 use lodger::vcpu::{Interval, Profile, Profiler};
 use lodger::vm::{Config, Machine};
 
@@ -63,6 +65,9 @@ impl Profiling {
     /// Begins if the user wants it. The file is made now: a path that is none shall not cost a whole run.
     pub fn start<V: Vm>(arguments: &ProfileArgs, machine: &Machine<V>) -> Result<Option<Self>, AnyError> {
         let Some(path) = &arguments.profile else { return Ok(None) };
+        if let Some(snapshot) = snapshot::around(path) {
+            return Err(cannot_write(path, &format!("it is in the snapshot {}", snapshot.display())).into());
+        }
         let file = File::create(path).map_err(|error| cannot_write(path, &error))?;
         let profiler = machine.profile(arguments.profile_interval)?;
         Ok(Some(Self { path: path.clone(), file, profiler }))
@@ -94,6 +99,6 @@ impl Profiled {
     }
 }
 
-fn cannot_write(path: &Path, error: &std::io::Error) -> String {
+fn cannot_write(path: &Path, error: &impl Display) -> String {
     format!("cannot write the profile to {}: {error}", path.display())
 }

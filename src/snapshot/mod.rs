@@ -37,8 +37,8 @@ pub use draft::{Draft, is_disk_name};
 pub use error::Error;
 pub use header::{Entry, Info, NEWEST_FORMAT, id_in_hex};
 pub use memory::MemoryHashes;
-pub use place::place_for;
 pub(crate) use place::resolved;
+pub use place::{around, place_for};
 pub use read::Snapshot;
 pub use section::{Section, Sections};
 

@@ -26,10 +26,16 @@ pub fn place_for(path: &Path) -> Result<PathBuf, Error> {
 
 /// Fails if a snapshot in this place would be inside of another one, which would be none any more.
 pub(super) fn check_outside(place: &Path) -> Result<(), Error> {
-    match place.ancestors().skip(1).find(|above| is_state(&above.join(STATE))) {
+    match around(place) {
         None => Ok(()),
-        Some(above) => Err(Error::Inside { path: place.to_owned(), snapshot: above.to_owned() }),
+        Some(snapshot) => Err(Error::Inside { path: place.to_owned(), snapshot }),
     }
+}
+
+/// The snapshot in whose directory a file is, or is to be.
+pub fn around(path: &Path) -> Option<PathBuf> {
+    let path = resolved(path);
+    path.ancestors().skip(1).find(|above| is_state(&above.join(STATE))).map(Path::to_owned)
 }
 
 /// How to get to `to` from the directory that is to be in `place`: both may be moved together then. What have nothing

@@ -115,6 +115,19 @@ pub enum Error {
         /// What it is already, as in "a disk".
         used_as: String,
     },
+    /// The snapshot would be lost, and those that were restored from it would die.
+    #[error(
+        "{output} cannot write to {}, which is in the snapshot {}: choose another file",
+        path.display(), snapshot.display()
+    )]
+    OutputToSnapshot {
+        /// What writes, as in "the console".
+        output: String,
+        /// The file.
+        path: PathBuf,
+        /// Where the snapshot is.
+        snapshot: PathBuf,
+    },
     /// The guest could not tell them apart.
     #[error("two ports are called {0}: give each a name of its own")]
     PortTwice(String),

@@ -1,4 +1,4 @@
-//! Files that output goes to, which must be none that the machine needs: they are emptied.
+//! Files that output goes to, which must be none that the machine or a snapshot needs: they are emptied.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::{Changes, Config, DiskSource, Error, Kernel, PortSpec};
 use crate::console::Place;
+use crate::snapshot;
 
 impl Config {
     /// Fails if a port's output, or the console's if that goes to a file, would go where the machine has something
-    /// else.
+    /// else, or into a snapshot.
     ///
     /// [`Machine::new`](super::Machine::new) looks by itself, but knows nothing of the console's file, which its owner
     /// opens: he asks before he does. Images behind an overlay are not looked at here; they are locked while they are
@@ -24,6 +25,9 @@ impl Config {
         let mut others: Vec<_> =
             self.needed().map(|(what, path)| (what.to_owned(), Identity::of(path))).collect();
         for (name, path) in outputs {
+            if let Some(snapshot) = snapshot::around(path) {
+                return Err(Error::OutputToSnapshot { output: name, path: path.to_owned(), snapshot });
+            }
             let identity = Identity::of(path);
             if identity.is_some()
                 && let Some((used_as, _)) = others.iter().find(|(_, other)| *other == identity)
@@ -134,6 +138,24 @@ mod tests {
         let future = disk(format!("{file_text},overlay={dir_text}/new"));
         refused(&future, Some(&dir.path().join("./new")), &["is a disk"]);
         future.check_outputs(Some(&dir.path().join("other"))).unwrap();
+    }
+
+    #[test]
+    fn no_output_goes_into_a_snapshot() {
+        let scratch = crate::snapshot::testing::Scratch::new();
+        let place = scratch.path("snapshot");
+        crate::snapshot::testing::write(&place);
+        std::os::unix::fs::symlink(place.join("memory"), scratch.path("link")).unwrap();
+        for path in [place.join("memory"), place.join("disks/new"), scratch.path("link")] {
+            refused(
+                &Config::default(),
+                Some(&path),
+                &["the console cannot", "in the snapshot", "another file"],
+            );
+            let config = Config { ports: logs(&[("log", &path)]), ..Config::default() };
+            refused(&config, None, &["the port log cannot", "in the snapshot"]);
+        }
+        Config::default().check_outputs(Some(&scratch.path("new"))).unwrap();
     }
 
     #[test]
