@@ -1,25 +1,33 @@
 //! Locks on bytes of a file that belong to whoever has it open (`F_OFD_SETLK`): they hold between programs, and go with
 //! the file's last descriptor, however its process ends.
 //!
-//! Relies on `kernel_files`; `storage` locks images with them, `vm` the directories of running machines.
+//! Relies on `kernel_files`; `storage` locks images with them, `console` files for output, `vm` the directories of running machines.
 
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernel_files;
 
 /// What QEMU and this program lock of an image that they use.
 pub(crate) const IMAGE: Range<i64> = 100..300;
+/// What this program locks of a file that it writes output to.
+pub(crate) const OUTPUT: Range<i64> = 400..401;
 
 /// For how long the lock of a process is waited for that is dying. Memory of 64 GiB takes it seconds.
 const DYING: Duration = Duration::from_secs(10);
 /// The same of one that is not there: one that was killed keeps its files open until the kernel has ended what it left to
 /// io_uring.
-pub(crate) const NOBODY: Duration = Duration::from_secs(1);
+const NOBODY: Duration = Duration::from_secs(1);
 
+/// How many processes are looked at to find the holder of a lock.
+const MOST_PROCESSES: usize = 100_000;
+/// How long is waited before they are looked at again.
+const STEP: Duration = Duration::from_millis(20);
 /// For how long at most, whoever has it.
 const MOST: Duration = Duration::from_secs(30);
 
@@ -111,6 +119,48 @@ impl Waiting {
         let begun = *self.begun.get_or_insert(now);
         now.duration_since(since) < patience && now.duration_since(begun) < MOST
     }
+
+    /// Waits for a moment if that is worth it with who has a lock on the file; else the error says who that is.
+    pub fn wait_for_holder(&mut self, file: &File) -> Result<(), String> {
+        let (holder, patience) = match holder(file) {
+            Some(id) if id == std::process::id() => {
+                ("this process, which has it open already".to_owned(), Duration::ZERO)
+            }
+            Some(id) => (process(id), patience(id)),
+            None => ("another process".to_owned(), NOBODY),
+        };
+        if !self.is_worth(patience) {
+            return Err(holder);
+        }
+        // To find the holder all processes are looked at, which is more than may be done all the time.
+        thread::sleep(STEP);
+        Ok(())
+    }
+}
+
+/// Who has a lock on the file, the living before the dying, and others before ourselves. The kernel does not tell it of
+/// locks of open files, but lists a process's locks with its descriptors, for those processes that we may look at.
+fn holder(file: &File) -> Option<u32> {
+    let wanted = file.metadata().ok()?;
+    let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let holders = numbers.filter(|&pid| has_lock(pid, &wanted, file));
+    holders.min_by_key(|&pid| (is_dying(pid), pid == std::process::id()))
+}
+
+fn has_lock(pid: u32, wanted: &fs::Metadata, ours: &File) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors.flatten().any(|descriptor| {
+        let number = descriptor.file_name();
+        let number = number.to_string_lossy();
+        if pid == std::process::id() && number == ours.as_raw_fd().to_string() {
+            return false;
+        }
+        let same = fs::metadata(descriptor.path())
+            .is_ok_and(|found| found.dev() == wanted.dev() && found.ino() == wanted.ino());
+        same && fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))
+            .is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
+    })
 }
 
 /// What a holder is called in messages.
@@ -158,14 +208,13 @@ fn control(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::
 
 #[cfg(test)]
 mod tests {
-    use std::process::{self, Command, Stdio};
-    use std::thread;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
     #[test]
     fn the_living_the_dying_and_the_gone_are_told_apart() {
-        assert!(!is_dying(process::id()));
+        assert!(!is_dying(std::process::id()));
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         assert!(!is_dying(child.id()));
         child.kill().unwrap();
@@ -178,7 +227,7 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         assert!(!is_dying(child.id()));
-        assert_eq!((patience(process::id()), patience(child.id())), (Duration::ZERO, NOBODY));
+        assert_eq!((patience(std::process::id()), patience(child.id())), (Duration::ZERO, NOBODY));
     }
 
     #[test]

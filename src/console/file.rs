@@ -1,4 +1,4 @@
-//! Files that output goes to: created, or emptied, unless somebody uses them as an image.
+//! Files that output goes to: created, or emptied, unless somebody uses them as an image or for output, too.
 //!
 //! They are not emptied by being opened, so that it can be looked before what would be lost.
 
@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::file_lock::{self, Kind};
+use crate::file_lock::{self, Kind, Waiting};
 
 /// Opens a file that may be there already, and leaves what is in it.
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -26,5 +26,44 @@ pub(super) fn empty(file: &File) -> io::Result<()> {
             "it is an image that a VM or another program uses; choose another file",
         ));
     }
-    if found.is_file() { file.set_len(0) } else { Ok(()) }
+    if !found.is_file() {
+        return Ok(());
+    }
+    claim(file)?;
+    file.set_len(0)
+}
+
+/// Has nobody else empty it and write to it as long as it is open, as a machine that goes on twice would.
+fn claim(file: &File) -> io::Result<()> {
+    let mut waiting = Waiting::default();
+    // Where there are no locks, nobody has one.
+    while let Ok(false) = file_lock::try_lock(file, Kind::Exclusive, file_lock::OUTPUT) {
+        waiting.wait_for_holder(file).map_err(|holder| {
+            io::Error::other(format!("what {holder} prints goes there; choose another file"))
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::storage::testing::TempDir;
+
+    #[test]
+    fn a_file_that_somebody_writes_output_to_is_not_emptied() {
+        let dir = TempDir::new();
+        let path = dir.path().join("log");
+        let first = open(&path).unwrap();
+        empty(&first).unwrap();
+        fs::write(&path, "words").unwrap();
+        let error = empty(&open(&path).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("this process") && error.contains("choose another file"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"words");
+        drop(first);
+        empty(&open(&path).unwrap()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    }
 }

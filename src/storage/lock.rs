@@ -5,13 +5,9 @@
 //! same language keeps a VM here and one in QEMU, or `qemu-img`, from writing one image together, and lets them
 //! read it together.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use super::Error;
 use crate::file_lock::{self, Kind, Waiting};
@@ -24,30 +20,16 @@ const RESIZE: i64 = 3;
 const DOES: i64 = file_lock::IMAGE.start;
 const FORBIDS: i64 = 200;
 
-/// How many processes are looked at to find the holder of a lock.
-const MOST_PROCESSES: usize = 100_000;
-/// How long is waited before it is tried again.
-const STEP: Duration = Duration::from_millis(20);
-
 /// Locks the image for as long as the file is open; others who read it are compatible with those who read it, and
 /// nobody with one who writes it.
 pub(super) fn lock(file: &File, path: &Path, for_writing: bool) -> Result<(), Error> {
     let mut waiting = Waiting::default();
     while !try_once(file, path, for_writing)? {
-        let (holder, patience) = match find_holder(file) {
-            Some(pid) if pid == std::process::id() => {
-                ("this process, which has it open already".to_owned(), Duration::ZERO)
-            }
-            Some(pid) => (file_lock::process(pid), file_lock::patience(pid)),
-            None => ("another process".to_owned(), file_lock::NOBODY),
-        };
-        if !waiting.is_worth(patience) {
+        if let Err(holder) = waiting.wait_for_holder(file) {
             // Of what is being written, there can be no overlay either.
             let only_read = for_writing && !is_written(file);
             return Err(Error::InUse { path: path.to_owned(), holder, only_read });
         }
-        // To find the holder all processes are looked at, which is more than may be done all the time.
-        thread::sleep(STEP);
     }
     Ok(())
 }
@@ -98,31 +80,6 @@ fn is_written(file: &File) -> bool {
 
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
-}
-
-/// Who has a lock on the file, the living before the dying, and others before ourselves. The kernel does not tell it of
-/// locks of open files, but lists a process's locks with its descriptors, for those processes that we may look at.
-fn find_holder(file: &File) -> Option<u32> {
-    let wanted = file.metadata().ok()?;
-    let processes = fs::read_dir("/proc").ok()?.flatten().take(MOST_PROCESSES);
-    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
-    let holders = numbers.filter(|&pid| has_lock(pid, &wanted, file));
-    holders.min_by_key(|&pid| (file_lock::is_dying(pid), pid == std::process::id()))
-}
-
-fn has_lock(pid: u32, wanted: &fs::Metadata, ours: &File) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().any(|descriptor| {
-        let number = descriptor.file_name();
-        let number = number.to_string_lossy();
-        if pid == std::process::id() && number == ours.as_raw_fd().to_string() {
-            return false;
-        }
-        let same = fs::metadata(descriptor.path())
-            .is_ok_and(|found| found.dev() == wanted.dev() && found.ino() == wanted.ino());
-        same && fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))
-            .is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
-    })
 }
 
 #[cfg(test)]
