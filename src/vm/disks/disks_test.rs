@@ -260,7 +260,7 @@ fn a_machine_s_own_images_outlive_it_in_the_snapshot() {
     reopened(&second, &scene, &disks).unwrap();
     fs::remove_file(base).unwrap();
     let error = reopened(&second, &scene, &disks).unwrap_err().to_string();
-    assert!(error.contains("base.img is not there"), "{error}");
+    assert!(error.contains("base.img, which lies behind it, is not there"), "{error}");
 }
 
 #[test]
@@ -300,6 +300,41 @@ fn what_is_named_is_written_to_only_when_that_is_asked_for_and_only_once() {
         let error = saved.specs(&scene.draft(), &disks, &reopening).unwrap_err().to_string();
         assert!(error.contains("own.qcow2 was written to since the snapshot was taken"), "{error}");
     }
+}
+
+#[test]
+fn a_copy_is_never_written_to_however_much_that_is_wanted() {
+    let scene = Scene::new();
+    let image = scene.image("own.qcow2", Format::Qcow2).display().to_string();
+    let disks = [spec(&image), spec("ephemeral,size=4M")];
+    let saved = capture(&machine(&disks), &scene, Some(DiskMode::Copy), false);
+    let mut writing = Reopening { write_references: true, ..Reopening::default() };
+    let error = saved.specs(&scene.draft(), &disks, &writing).unwrap_err().to_string();
+    assert!(error.contains("was kept by copy") && error.contains("--overlay vda=FILE"), "{error}");
+    // What was to be forgotten is forgotten.
+    writing.overlays = vec![(0, scene.path("new.qcow2"))];
+    saved.specs(&scene.draft(), &disks, &writing).unwrap();
+}
+
+#[test]
+fn the_file_itself_is_no_copy_of_what_it_was() {
+    let scene = Scene::new();
+    let image = scene.image("own.img", Format::Raw);
+    let disks = [spec(&format!("{},format=raw", image.display()))];
+    let machine = machine(&disks);
+    let saved = capture(&machine, &scene, Some(DiskMode::Reference), true);
+    drop(machine);
+    let copy = scene.path("copy.img");
+    fs::copy(&image, &copy).unwrap();
+    put(
+        &Disk::open(&image, &DiskOptions { format: Some(Format::Raw), ..DiskOptions::default() }).unwrap(),
+        0,
+        9,
+    );
+    let at = |path: &Path| Reopening { replaced: vec![(0, path.to_owned())], ..Reopening::default() };
+    let error = saved.specs(&scene.draft(), &disks, &at(&image)).unwrap_err().to_string();
+    assert!(error.contains("own.img was written to since the snapshot was taken"), "{error}");
+    saved.specs(&scene.draft(), &disks, &at(&copy)).unwrap();
 }
 
 #[test]
@@ -400,7 +435,8 @@ fn what_is_missing_other_or_damaged_is_named() {
     let error = said(&named, &disks);
     assert!(error.contains("vda (") && error.contains("one.img was written to since"), "{error}");
     let moved = scene.path("moved.img");
-    fs::rename(&one, &moved).unwrap();
+    fs::copy(&one, &moved).unwrap();
+    fs::remove_file(&one).unwrap();
     let error = said(&named, &disks);
     assert!(error.starts_with("vda (") && error.contains("one.img is not there; put it back"), "{error}");
     let replaced =

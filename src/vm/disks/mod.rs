@@ -164,6 +164,27 @@ pub enum DisksError {
         /// The image.
         image: PathBuf,
     },
+    /// One behind it is gone, of which only the one above it knows where it is.
+    #[error("{disk}: {}, which lies behind it, is not there; put it back", image.display())]
+    MissingBehind {
+        /// Which disk.
+        disk: String,
+        /// The image.
+        image: PathBuf,
+    },
+    /// What the guest changes would be lost, which is not what was asked for.
+    #[error(
+        "{disk} was kept by {mode}, and what the snapshot has of it stays as it is, also with --write-disks: keep what the \
+         guest changes with --overlay {name}=FILE"
+    )]
+    NotWritten {
+        /// Which disk.
+        disk: String,
+        /// How it was kept.
+        mode: DiskMode,
+        /// What its guest calls it.
+        name: String,
+    },
     /// It is not what it was.
     #[error("{disk}: {what}; {advice}")]
     Changed {

@@ -165,6 +165,9 @@ impl SavedDisks {
                 let search = Search { number, directory: &directory, replaced: replaced.as_deref() };
                 disk.check_images(&search, reopening.compare)?;
                 let overlay = find(&reopening.overlays, number);
+                if reopening.write_references && overlay.is_none() {
+                    disk.check_written(number, described)?;
+                }
                 disk.spec(&directory, described, replaced, overlay, reopening.write_references)
             })
             .collect()
@@ -270,11 +273,13 @@ impl SavedDisk {
     fn check_all_there(&self, search: &Search<'_>, path: &Path) -> Result<(), DisksError> {
         let behind = self.images.iter().skip(1).filter(|_| search.replaced.is_none());
         let behind = behind.map(|image| image.path(search.directory)).collect::<Result<Vec<_>, _>>()?;
+        let disk = self.name.clone();
         match iter::once(path.to_owned()).chain(behind).find(|path| !path.try_exists().unwrap_or(true)) {
             None => Ok(()),
-            Some(image) => {
-                Err(DisksError::Missing { disk: self.name.clone(), name: disk_name(search.number), image })
+            Some(image) if image == path => {
+                Err(DisksError::Missing { disk, name: disk_name(search.number), image })
             }
+            Some(image) => Err(DisksError::MissingBehind { disk, image }),
         }
     }
 
@@ -316,6 +321,16 @@ impl SavedDisk {
 
     fn no_overlay(&self, overlay: &Path, what: String) -> DisksError {
         DisksError::Overlay { disk: self.name.clone(), overlay: overlay.to_owned(), what }
+    }
+
+    /// Fails if what its guest changes would be forgotten, and was not before.
+    fn check_written(&self, number: usize, described: &DiskSpec) -> Result<(), DisksError> {
+        let was_kept =
+            matches!(&described.source, DiskSource::Image { changes, .. } if *changes != Changes::Forgotten);
+        if self.mode == DiskMode::Reference || self.read_only || !was_kept {
+            return Ok(());
+        }
+        Err(DisksError::NotWritten { disk: self.name.clone(), mode: self.mode, name: disk_name(number) })
     }
 
     /// What the machine is to have, if all that it needs is there.
@@ -427,6 +442,8 @@ impl SavedImage {
             ));
         }
         let &Place::Outside { modified, device, inode, .. } = &self.place else { return Ok(()) };
+        // The very file that it was has no other time because it was copied.
+        let moved = moved && (now.device, now.inode) != (device, inode);
         if now.modified != modified {
             let what = format!("{path} was written to since the snapshot was taken");
             if !moved {
