@@ -87,7 +87,8 @@ pub struct RestoreArgs {
 
     /// Have the guest write to the images that the snapshot names, which uses it up
     ///
-    /// For those who have ended a VM with its snapshot to go on once, and no more than once.
+    /// For those who have ended a VM with its snapshot to go on once, and no more than once. Only disks that were kept by reference
+    /// can be written to; what the guest changes on others is kept with --overlay.
     #[arg(long)]
     write_disks: bool,
 
@@ -231,6 +232,10 @@ impl RestoreArgs {
                 None => return Err(no_port(name, config).into()),
             }
         }
+        let disks = |option, disks: &[DiskAt]| once(option, disks.iter().map(|at| disk_name(at.number)));
+        disks("--disk", &self.disk)?;
+        disks("--overlay", &self.overlay)?;
+        once("--port", self.port.iter().map(|port| port.name.clone()))?;
         for DiskAt { number, .. } in self.disk.iter().chain(&self.overlay) {
             if *number >= config.disks.len() {
                 return Err(no_disk(*number, config).into());
@@ -249,6 +254,18 @@ impl RestoreArgs {
             compare: self.check,
         }
     }
+}
+
+/// Fails if an option says two things of one name.
+fn once(option: &str, names: impl Iterator<Item = String>) -> Result<(), String> {
+    let mut seen = Vec::new();
+    for name in names {
+        if seen.contains(&name) {
+            return Err(format!("{option} says two things of {name}: leave one of them out"));
+        }
+        seen.push(name);
+    }
+    Ok(())
 }
 
 fn no_port(name: &str, config: &Config) -> String {
@@ -320,6 +337,19 @@ mod tests {
         let ports: Vec<_> = changed.ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["agent,pty", "log,file=log"]);
         assert_eq!((changed.disks, changed.clock), (config().disks, Clock::Stopped));
+    }
+
+    #[test]
+    fn of_a_disk_or_port_one_thing_can_be_said() {
+        for (option, first, second, name) in [
+            ("--disk", "vda=a", "vda=b", "vda"),
+            ("--overlay", "vdb=a", "vdb=a", "vdb"),
+            ("--port", "log,file=a", "log,pty", "log"),
+        ] {
+            let error = with(&[option, first, option, second], config()).unwrap_err();
+            assert_eq!(error, format!("{option} says two things of {name}: leave one of them out"));
+        }
+        with(&["--disk", "vda=a", "--overlay", "vda=b", "--disk", "vdb=c"], config()).unwrap();
     }
 
     #[test]
