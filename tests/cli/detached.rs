@@ -187,10 +187,10 @@ fn who_waits_ends_with_the_status_of_the_guest() {
     let later = session.run(&["wait", "one", "--json"]).with(7).silent();
     assert_eq!(later.stdout, finished.stdout);
     session.run(&["rm", "one"]).with(0).silent();
-    for line in [&["wait", "one"][..], &["wait", "one", "--json"]] {
-        let finished = session.run(line).with(127);
-        assert!(finished.stdout.is_empty() && finished.stderr.contains("there is no VM called one"));
-    }
+    let finished = session.run(&["wait", "one"]).with(127);
+    assert!(finished.stdout.is_empty() && finished.stderr.contains("there is no VM called one"));
+    let finished = session.run(&["wait", "one", "--json"]).with(127).silent();
+    assert!(finished.stdout.contains("there is no VM called one"));
     session.detach("one", "");
     let waiting = Running::start(&mut session.command(&["wait", "one"]));
     std::thread::sleep(Duration::from_millis(50));
@@ -199,6 +199,24 @@ fn who_waits_ends_with_the_status_of_the_guest() {
         let finished = finished.with(137);
         assert!(finished.stdout.is_empty() && finished.stderr.contains("the VM one is dead"), "{finished:?}");
     }
+    let told: Value =
+        serde_json::from_str(&session.run(&["wait", "one", "--json"]).with(137).stdout).unwrap();
+    assert_eq!(told["status"], 137);
+}
+
+#[test]
+fn what_is_done_to_a_guest_is_told_as_json_to_who_wants_that() {
+    let session = Session::new();
+    session.detach("one", "echo hello");
+    session.wait_for_log("one", "hello");
+    assert_eq!(session.json(&["pause", "one"])["state"], "paused");
+    assert_eq!(session.json(&["resume", "one"])["state"], "running");
+    assert!(session.json(&["logs", "one"])["text"].as_str().unwrap().contains("hello"));
+    assert_eq!(session.json(&["kill", "one"])["status"], 137);
+    assert!(session.json(&["logs", "one"])["messages"].is_string());
+    session.detach("one", "");
+    session.wait_for_log("one", "lodger> ");
+    assert_eq!(session.json(&["stop", "one"])["status"], 0);
 }
 
 #[test]

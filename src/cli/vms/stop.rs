@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Which, text, until_gone};
 use crate::cli::AnyError;
+use crate::cli::disk::output;
 use crate::cli::say::say;
 
 /// The status of a machine that was killed.
@@ -25,6 +26,9 @@ pub struct StopArgs {
     /// How many seconds the guest has to end
     #[arg(long, short, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
+    /// Print how it ended as JSON: {"status", "reason"}, as `lodger wait` does
+    #[arg(long)]
+    json: bool,
 }
 
 /// End a VM at once, as pulling the plug does
@@ -32,19 +36,24 @@ pub struct StopArgs {
 pub struct KillArgs {
     #[command(flatten)]
     which: Which,
+    /// Print how it ended as JSON: {"status", "reason"}, as `lodger wait` does
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn stop(arguments: &StopArgs) -> Result<u8, AnyError> {
     let milliseconds = (arguments.timeout * 1000.0) as u64;
     let ending = end(&arguments.which, "stop", json!({ "timeout-ms": milliseconds }))?;
-    if ending["status"] == KILLED {
+    if ending["status"] == KILLED && !arguments.json {
         say!("lodger: {}: {}", arguments.which.name(), text(&ending, "reason"));
     }
+    output::print(arguments.json, &ending, |_| String::new())?;
     Ok(0)
 }
 
 pub fn kill(arguments: &KillArgs) -> Result<u8, AnyError> {
-    end(&arguments.which, "kill", json!({}))?;
+    let ending = end(&arguments.which, "kill", json!({}))?;
+    output::print(arguments.json, &ending, |_| String::new())?;
     Ok(0)
 }
 

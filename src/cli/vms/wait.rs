@@ -46,6 +46,9 @@ pub fn wait(arguments: &WaitArgs) -> Result<u8, AnyError> {
                 Some(ClientError::Unknown(_)) => UNKNOWN,
                 _ => return Err(error),
             };
+            if arguments.json {
+                return told(arguments, &json!({ "status": status, "reason": error.to_string() }));
+            }
             say!("lodger: {error}");
             return Ok(status);
         }
