@@ -19,6 +19,7 @@ use crate::memory::SavedLayout;
 use crate::saved::Saved;
 use crate::snapshot::{self, Section, Sections, Snapshot};
 use crate::vcpu::VcpuThread;
+use crate::x86::model;
 use crate::x86::topology::Topology;
 
 /// What a machine is made of, as far as its state depends on it.
@@ -150,6 +151,16 @@ impl SavedMachine {
             sections.push(device.clone());
         }
         sections
+    }
+
+    /// How many processors it has.
+    pub fn processors(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// The features of its processors: a host has to have them all.
+    pub fn cpu_flags(&self) -> Vec<&'static str> {
+        self.vcpus.first().map(|vcpu| model::flags_of(&vcpu.cpuid)).unwrap_or_default()
     }
 
     /// Reads what was written down. Each section has to be there, and no other.
