@@ -153,6 +153,7 @@ impl<V: Vm> Machine<V> {
             virtio,
             disks,
             images: Mutex::new(images),
+            keeping: Mutex::default(),
             balloon,
             virtio_console,
             listens_at_virtio: false,

@@ -41,6 +41,9 @@ pub struct Machine<V: Vm> {
     pub(super) disks: Vec<Arc<Blk>>,
     /// What the disks are in, of the same number.
     pub(super) images: Mutex<Vec<Attached>>,
+    /// Whoever keeps the disks has this for as long as that takes, so that one does it after the other. What the disks
+    /// are in can be read meanwhile.
+    pub(super) keeping: Mutex<()>,
     pub(super) balloon: Option<Arc<Balloon>>,
     pub(super) virtio_console: Option<Arc<Console>>,
     /// Whether the guest listens there, and not at the serial port.

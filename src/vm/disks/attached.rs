@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -20,9 +20,6 @@ pub(in crate::vm) struct Attached {
     pub spec: DiskSpec,
     /// How many of its images, from the first on, are the machine's own and go away with it.
     pub own: usize,
-    /// Whoever keeps the disks has that of the first for as long as that takes, so that one does it after the other. What
-    /// the disks are in can be read meanwhile.
-    pub turn: Arc<Mutex<()>>,
 }
 
 #[derive(Clone)]
@@ -47,7 +44,7 @@ pub struct DiskImage {
 
 impl Attached {
     fn new(opened: Opened, spec: &DiskSpec, own: usize) -> Self {
-        Self { opened, spec: spec.clone(), own, turn: Arc::default() }
+        Self { opened, spec: spec.clone(), own }
     }
 
     pub fn disk(&self) -> &Disk {
@@ -109,12 +106,12 @@ impl<V: Vm> Machine<V> {
 }
 
 /// Where a file is, wherever somebody else is who is told that.
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whether two paths lead to one file: one path does, even if nothing is there any more.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 

@@ -55,8 +55,7 @@ impl<V: Vm> Machine<V> {
     ) -> Result<KeptDisks, Error> {
         self.check_at_rest()?;
         let mode = mode.into();
-        let turn = lock(&self.images).first().map(|image| Arc::clone(&image.turn));
-        let _turn = turn.as_deref().map(lock);
+        let _turn = lock(&self.keeping);
         // Copies may take long, and whoever looks at the machine does not wait for them.
         let images = lock(&self.images).clone();
         let capture = Capture::new(draft_dir, &self.files, stops)?;

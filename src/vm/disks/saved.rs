@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::{Changes, DiskSource, DiskSpec, disk_name};
+use super::attached::{absolute, is_same};
 use super::{DiskMode, DisksError};
 use crate::memory::human;
 use crate::saved::Saved;
@@ -307,9 +308,8 @@ impl SavedDisk {
         }
         let options = DiskOptions { read_only: true, format: Some(Format::Qcow2), ..DiskOptions::default() };
         let disk = Disk::open(overlay, &options).map_err(failed)?;
-        let base = base.canonicalize().map_err(|error| refused(error.to_string()))?;
-        let behind = disk.layers().get(1).and_then(|layer| layer.path.canonicalize().ok());
-        let what = if behind.is_none_or(|behind| behind != base) || disk.size() != self.size {
+        let lies_on_base = disk.layers().get(1).is_some_and(|layer| is_same(&layer.path, base));
+        let what = if !lies_on_base || disk.size() != self.size {
             "it is no overlay of what the snapshot has"
         } else if !tools::holds_nothing(&disk).map_err(failed)? {
             "it was written to, and what is in it does not go with the snapshot's memory"
@@ -344,7 +344,7 @@ impl SavedDisk {
     ) -> Result<DiskSpec, DisksError> {
         let first = self.first()?;
         let path = match replaced {
-            Some(path) => std::path::absolute(&path).unwrap_or(path),
+            Some(path) => absolute(&path),
             None => first.path(directory)?,
         };
         let verified = matches!(described.source, DiskSource::Image { verify: true, .. });
