@@ -46,7 +46,7 @@ fn what_is_left(found: &Found) -> Value {
         "state": if ended.is_some() { "ended" } else { "dead" },
         "directory": path,
         "ended": ended,
-        "messages": left::messages(found),
+        "messages": found.messages(),
     })
 }
 

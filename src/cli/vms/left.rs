@@ -1,15 +1,9 @@
-//! What is left of a machine that is no longer there: what its process said, and how long ago that was.
+//! What is left of a machine that is no longer there, and how long ago that was.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime};
 
 use lodger::control::ClientError;
-use lodger::vm::{self, Found, MESSAGES, Name};
-
-/// More than a process keeps of what it says.
-const MOST: u64 = 256 << 10;
+use lodger::vm::{self, Found, Name};
 
 /// A machine that cannot be asked, as it has ended or is dead; what else went wrong is the error.
 pub fn instead(error: ClientError, name: &Name) -> Result<Found, ClientError> {
@@ -17,21 +11,6 @@ pub fn instead(error: ClientError, name: &Name) -> Result<Found, ClientError> {
         ClientError::Dead(_) | ClientError::Ended { .. } => vm::find(name)?.ok_or(error),
         _ => Err(error),
     }
-}
-
-/// What its process said, a fatal report included.
-pub fn messages(found: &Found) -> String {
-    let mut options = File::options();
-    let file =
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(found.path.join(MESSAGES));
-    let mut bytes = Vec::new();
-    // One with a terminal said it there.
-    if let Ok(file) = file
-        && file.take(MOST).read_to_end(&mut bytes).is_err()
-    {
-        bytes.clear();
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// How long ago a time was, for people.

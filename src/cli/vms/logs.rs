@@ -53,7 +53,7 @@ fn write(arguments: &LogsArgs, output: &mut impl Write) -> Result<(io::Result<()
         Err(error) => {
             let said = error.to_string();
             let found = left::instead(error, arguments.which.name())?;
-            let (log, messages) = (LogReader::open(&found.path), left::messages(&found));
+            let (log, messages) = (LogReader::open(&found.path), found.messages());
             if log.is_err() && messages.is_empty() {
                 return Err(format!("{said}; it kept no log of its console").into());
             }

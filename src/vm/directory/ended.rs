@@ -6,14 +6,14 @@
 //! one of so many that it is forgotten.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MESSAGES, PID, begin_removal, clear_dead};
+use super::{MESSAGES, PID, begin_removal, clear_dead, read_small};
 use crate::console::{LOG, OLDER_LOG, shorten_log};
 
 /// The file that tells how it was.
@@ -79,11 +79,7 @@ pub(super) fn leave(path: &Path, pid: &File, ended: Ended) -> io::Result<()> {
 
 /// How the machine has ended whose directory this is, if it has left that.
 pub(super) fn read(path: &Path) -> Option<Ended> {
-    let mut text = Vec::new();
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path.join(ENDED));
-    file.ok()?.take(RECORD_BOUND).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    serde_json::from_slice(&read_small(&path.join(ENDED), RECORD_BOUND).ok()?).ok()
 }
 
 /// Whether a machine has left there how it ended. What cannot be read tells nobody anything.

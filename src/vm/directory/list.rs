@@ -5,8 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::root::Root;
-use super::{CHANGED, Ended, Error, Name, ended, open_pid, owner};
+use super::{CHANGED, Ended, Error, MESSAGES, Name, ended, open_pid, owner, read_small};
 use crate::file_lock::{self, Kind};
+
+/// More than a process keeps of what it says.
+const MOST_MESSAGES: u64 = 256 << 10;
 
 /// A machine's directory.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +24,14 @@ pub struct Found {
     pub alive: bool,
     /// How it has ended, if it has and left that. Of those that were killed nobody knows.
     pub ended: Option<Ended>,
+}
+
+impl Found {
+    /// What its process said, a fatal report included, if it said that here: one with a terminal says it there.
+    pub fn messages(&self) -> String {
+        let bytes = read_small(&self.path.join(MESSAGES), MOST_MESSAGES).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
 }
 
 /// All machines of this user, by name.

@@ -19,7 +19,7 @@ mod name;
 mod root;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -200,21 +200,19 @@ struct Directory {
     _kept: Option<File>,
 }
 
-/// What came of an attempt to own a directory.
-enum Attempt {
-    Owned(File),
-    /// This process does, as far as can be known.
-    Taken(u32),
-    /// Somebody else is making or removing it just now.
+/// Who has locked a directory that somebody else wants.
+enum Holder {
+    /// This process owns it, as far as can be known.
+    Owner(u32),
+    /// Somebody is making or removing it just now.
     Changing,
 }
 
-impl Attempt {
-    /// What came of an attempt in which somebody else had locked it.
-    fn failed(pid: &File) -> io::Result<Self> {
+impl Holder {
+    fn of(pid: &File) -> io::Result<Self> {
         let holds = file_lock::conflict(pid, Kind::Exclusive, CHANGED)?;
         Ok(match (holds, owner(pid)) {
-            (Some(range), Some(owner)) if range == OWNED => Self::Taken(owner),
+            (Some(range), Some(owner)) if range == OWNED => Self::Owner(owner),
             // It is being made or removed, or was just now.
             _ => Self::Changing,
         })
@@ -223,15 +221,15 @@ impl Attempt {
     /// How long it is worth trying again.
     fn patience(&self) -> Duration {
         match self {
-            Self::Taken(pid) => file_lock::patience(*pid),
-            Self::Owned(_) | Self::Changing => PATIENCE,
+            Self::Owner(pid) => file_lock::patience(*pid),
+            Self::Changing => PATIENCE,
         }
     }
 
-    fn holder(&self) -> String {
+    fn in_words(&self) -> String {
         match self {
-            Self::Taken(pid) => file_lock::process(*pid),
-            Self::Owned(_) | Self::Changing => "a process that is only making or removing it".to_owned(),
+            Self::Owner(pid) => file_lock::process(*pid),
+            Self::Changing => "a process that is only making or removing it".to_owned(),
         }
     }
 }
@@ -242,14 +240,13 @@ impl Directory {
         let path = root.path().join(name.as_str());
         let mut waiting = Waiting::default();
         let pid = loop {
-            let attempt = attempt(&path)?;
-            if let Attempt::Owned(pid) = attempt {
-                break pid;
+            match attempt(&path)? {
+                Ok(pid) => break pid,
+                Err(holder) if waiting.is_worth(holder.patience()) => thread::sleep(STEP),
+                Err(holder) => {
+                    return Err(Error::Taken { name: name.clone(), holder: holder.in_words() });
+                }
             }
-            if !waiting.is_worth(attempt.patience()) {
-                return Err(Error::Taken { name: name.clone(), holder: attempt.holder() });
-            }
-            thread::sleep(STEP);
         };
         let kept = File::open(&path).ok().filter(|directory| directory.try_lock_shared().is_ok());
         // What fails from now on removes it again.
@@ -332,30 +329,30 @@ fn clear_in(root: &Root, name: &Name) -> Result<bool, Error> {
                 removed => return removed.map(|()| true).map_err(failed("remove")),
             }
         }
-        let attempt = Attempt::failed(&pid).map_err(failed("lock"))?;
-        if !waiting.is_worth(attempt.patience()) {
-            return Err(Error::Lives { name: name.clone(), holder: attempt.holder() });
+        let holder = Holder::of(&pid).map_err(failed("lock"))?;
+        if !waiting.is_worth(holder.patience()) {
+            return Err(Error::Lives { name: name.clone(), holder: holder.in_words() });
         }
         thread::sleep(STEP);
     }
 }
 
-/// Tries to become the owner of the directory at `path`.
-fn attempt(path: &Path) -> Result<Attempt, Error> {
+/// Tries to become the owner of the directory at `path`, by its locked `pid`; else says who holds it.
+fn attempt(path: &Path) -> Result<Result<File, Holder>, Error> {
     let pid = match root::make(path)
         .and_then(|()| refuse_foreign(path))
         .and_then(|()| open_pid(path, true).map_err(Error::io("open", &path.join(PID))))
     {
         Ok(pid) => pid,
         // Somebody else has removed it meanwhile.
-        Err(error) if error.is_not_found() => return Ok(Attempt::Changing),
+        Err(error) if error.is_not_found() => return Ok(Err(Holder::Changing)),
         Err(error) => return Err(error),
     };
     let failed = |error| Error::io("lock", &path.join(PID))(error);
     if file_lock::try_lock(&pid, Kind::Exclusive, CHANGED).map_err(failed)? {
-        return Ok(if is_at(&pid, path) { Attempt::Owned(pid) } else { Attempt::Changing });
+        return Ok(if is_at(&pid, path) { Ok(pid) } else { Err(Holder::Changing) });
     }
-    Attempt::failed(&pid).map_err(failed)
+    Ok(Err(Holder::of(&pid).map_err(failed)?))
 }
 
 fn refuse_foreign(path: &Path) -> Result<(), Error> {
@@ -440,6 +437,16 @@ fn empty(path: &Path, staying: &[&str]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads a small file of a directory, no more than `most` of it; one that leads elsewhere, or makes who opens it wait, is
+/// not read.
+fn read_small(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn open_pid(path: &Path, create: bool) -> io::Result<File> {
