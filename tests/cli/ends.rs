@@ -6,9 +6,9 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
-use std::{env, fs, thread};
+use std::{fs, thread};
 
-use crate::support::{Running, Session, guest, is_gone, wait_until};
+use crate::support::{Running, Session, guest, is_gone, rounds, wait_until};
 
 const ROUNDS: &str = "LODGER_END_ROUNDS";
 const FEW_ROUNDS: u32 = 40;
@@ -33,11 +33,6 @@ const WAYS: [Way; 7] = [
     Way::Command(&["stop", "one"]),
     Way::Command(&["stop", "--timeout=0", "one"]),
 ];
-
-fn rounds() -> u32 {
-    let Ok(text) = env::var(ROUNDS) else { return FEW_ROUNDS };
-    text.parse().unwrap_or_else(|_| panic!("{ROUNDS} is no number: {text:?}"))
-}
 
 /// Numbers without a pattern, the same each time (Marsaglia's xorshift).
 struct Numbers(u64);
@@ -72,7 +67,7 @@ fn machines_that_are_ended_at_any_moment_leave_nothing_but_how_they_ended() {
     };
     let left = || [names(&session.path().join("lodger")), names(room.as_ref())].concat();
     let mut random = Numbers(0x9e37_79b9_7f4a_7c15);
-    for round in 0..rounds() {
+    for round in 0..rounds(ROUNDS, FEW_ROUNDS) {
         let way = WAYS[random.below(WAYS.len() as u64) as usize];
         let mut running = start(round % 2 == 0, "disk write 4096 4 300");
         // Before the guest runs, signals end the process as they end any other.

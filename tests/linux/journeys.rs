@@ -9,10 +9,10 @@
 //! `LODGER_JOURNEYS` says how many are made; the default is a number that takes seconds.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
-use crate::support::{Attached, Running, Session, complaints, e2fs, lodger, tiny};
+use crate::support::{Attached, Running, Session, complaints, e2fs, lodger, rounds, tiny};
 
 const JOURNEYS: &str = "LODGER_JOURNEYS";
 const FEW_JOURNEYS: usize = 8;
@@ -41,11 +41,6 @@ const WORK: &str = "\
 /// Whether each line of the log is the one after the line before it, as the disk has it.
 const CHECK_LOG: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
     awk '$1 != \"line\" || $2 != NR { print \"line\", NR, \"is\", $0; exit }' /mnt/log; cat /wrong 2>/dev/null; true";
-
-fn journeys() -> usize {
-    let Ok(text) = env::var(JOURNEYS) else { return FEW_JOURNEYS };
-    text.parse().unwrap_or_else(|_| panic!("{JOURNEYS} is no number: {text:?}"))
-}
 
 /// What the guest has got to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -161,7 +156,7 @@ fn a_guest_at_work_goes_on_however_often_its_process_is_killed() {
     guest.answer(WORK);
     let mut before = Progress::of(&mut guest);
     let first = before;
-    for number in 0..journeys() {
+    for number in 0..rounds(JOURNEYS, FEW_JOURNEYS) {
         let afterwards = Duration::from_millis(number as u64 * 7919 % 60);
         guest = traveller.travel(WAYS[number % WAYS.len()], afterwards);
         let now = Progress::of(&mut guest);

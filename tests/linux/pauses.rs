@@ -8,7 +8,6 @@
 //!
 //! `LODGER_PAUSES` says how often it is paused; the default is a number that takes seconds.
 
-use std::env;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +19,7 @@ use lodger::snapshot::Snapshot;
 use lodger::vm::driver::{Driver, DriverThread, Handle, Origin, Request, State};
 use lodger::vm::{Clock, Config, DiskSpec, Machine, Timeline};
 
-use crate::support::{Files, Fixture, LIMIT, Scratch, complaints, first_process, smp, tiny};
+use crate::support::{Files, Fixture, LIMIT, Scratch, complaints, first_process, rounds, smp, tiny};
 
 const PAUSES: &str = "LODGER_PAUSES";
 const FEW_PAUSES: u32 = 200;
@@ -28,11 +27,6 @@ const FEW_PAUSES: u32 = 200;
 const TOLERANCE: f64 = 0.1;
 /// How long a busy host may keep a process from its clock, or a pause from being noticed.
 const BUSY: f64 = 1.0;
-
-fn pauses() -> u32 {
-    let Ok(text) = env::var(PAUSES) else { return FEW_PAUSES };
-    text.parse().unwrap_or_else(|_| panic!("{PAUSES} is no number: {text:?}"))
-}
 
 /// A guest that watches its clocks.
 struct Watched {
@@ -193,17 +187,17 @@ fn nothing_is_lost(files: &'static Files, disk_options: &str) {
     let mut watched = Watched::start(files, &format!("{disk}{disk_options}"));
     let since = Instant::now();
     let before = watched.ahead(since);
-    let longest = pause_often(&watched, pauses());
+    let pauses = rounds(PAUSES, FEW_PAUSES);
+    let longest = pause_often(&watched, pauses);
     let paused = since.elapsed();
     let after = watched.ahead(since);
     let steps = watched.finish();
     let [monotonic, real] = numbers(&watched.said("watch: longest "));
     println!(
-        "{} pauses in {paused:?}, the longest of {longest:?}; the guest wrote {steps} times, and between two looks at its \
+        "{pauses} pauses in {paused:?}, the longest of {longest:?}; the guest wrote {steps} times, and between two looks at its \
          clocks passed {monotonic} s and {real} s; they were ahead by {before:?}, and then by {after:?}",
-        pauses(),
     );
-    assert!(steps > pauses() / 10, "{steps}");
+    assert!(steps > pauses / 10, "{steps}");
     for jump in [monotonic, real] {
         assert!(jump <= longest.as_secs_f64() + BUSY, "{jump} s, and no pause took longer than {longest:?}");
     }

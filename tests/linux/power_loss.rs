@@ -11,7 +11,6 @@
 //! the last step that the guest counted says of them. The next round goes on with the image as it was left: its journal
 //! is recovered by the guest's own kernel, and damage would add up. Now and then a round begins afresh.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -20,7 +19,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{LIMIT, Linux, Scratch, USER_SPACE, e2fs, lodger, tiny};
+use crate::support::{LIMIT, Linux, Scratch, USER_SPACE, e2fs, lodger, rounds, tiny};
 
 /// How often power is lost; if it is not set, so often that every moment has its turn.
 const ROUNDS: &str = "LODGER_POWER_LOSS_ROUNDS";
@@ -39,11 +38,6 @@ const PAGES: u64 = 64;
 const SECTORS_OF_PAGE: usize = 8;
 const BEGINS: &str = "load: begins at ";
 const FLUSHED: &str = "load: flushed ";
-
-fn rounds() -> u32 {
-    let Ok(text) = env::var(ROUNDS) else { return FEW_ROUNDS };
-    text.parse().unwrap_or_else(|_| panic!("{ROUNDS} is no number: {text:?}"))
-}
 
 /// What the guest has done before the moment of the kill is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +91,7 @@ fn what_was_flushed_to_an_overlay_is_there_after_a_kill() {
     let before = hash();
     let overlay = scratch.at("overlay.qcow2");
     let disk = format!("{template},overlay={overlay}");
-    lose_power(&scratch, rounds(), &disk, &overlay, || {
+    lose_power(&scratch, rounds(ROUNDS, FEW_ROUNDS), &disk, &overlay, || {
         fs::remove_file(&overlay).unwrap();
     });
     assert_eq!(hash(), before, "the template has changed");
@@ -108,7 +102,9 @@ fn what_was_flushed_to_a_raw_disk_is_there_after_a_kill() {
     let scratch = Scratch::new();
     let disk = scratch.at("disk.raw");
     e2fs::make(&disk, SIZE, None);
-    lose_power(&scratch, rounds().div_ceil(4), &disk, &disk, || e2fs::make(&disk, SIZE, None));
+    lose_power(&scratch, rounds(ROUNDS, FEW_ROUNDS).div_ceil(4), &disk, &disk, || {
+        e2fs::make(&disk, SIZE, None)
+    });
 }
 
 /// Boots with `disk` and kills what runs it, again and again; `renew` has `image` begin afresh.

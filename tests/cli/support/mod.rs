@@ -2,6 +2,7 @@
 
 mod process;
 mod pty;
+mod rounds;
 mod scratch;
 mod session;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use process::{Finished, Running, ended, guest, lodger, program};
 pub use pty::{Modes, Screen};
+pub use rounds::rounds;
 pub use scratch::Scratch;
 pub use session::{Session, is_gone};
 

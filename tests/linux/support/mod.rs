@@ -22,6 +22,8 @@ mod process;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/pty.rs"]
 mod pty;
+#[path = "../../cli/support/rounds.rs"]
+mod rounds;
 #[allow(dead_code, reason = "shared with the tests of the command, which need more of it")]
 #[path = "../../cli/support/scratch.rs"]
 mod scratch;
@@ -44,6 +46,7 @@ pub use first::first_process;
 pub use fixture::{DISK_SIZE, Fixture};
 pub use process::{Finished, Running, lodger, program};
 pub use pty::Screen;
+pub use rounds::rounds;
 pub use scratch::Scratch;
 pub use session::Session;
 pub use shell::{Answer, Shell, complaints};
